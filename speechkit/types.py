@@ -1,0 +1,115 @@
+"""Shared types: what travels between the layers of the toolkit.
+
+Shape legend: B batch, N samples, T frames, U tokens.
+Batches are NamedTuples (Lightning moves them, the loader pins them); options and results are frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Seconds = float
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One row of a manifest: a stretch of one audio file and what is said in it.
+
+    Attributes:
+        id: unique within a manifest.
+        audio_path: absolute path of the audio file.
+        duration: length of the utterance in seconds.
+        start: where the utterance begins in the file, in seconds.
+        text: transcript; empty when unknown.
+        speaker: speaker label; empty when unknown.
+        lang: BCP-47 language code; empty when unknown.
+        extra: all further fields of the row, kept as they came.
+    """
+
+    id: str
+    audio_path: Path
+    duration: Seconds
+    start: Seconds = 0.0
+    text: str = ""
+    speaker: str = ""
+    lang: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class AsrBatch(NamedTuple):
+    """A collated batch for recognition.
+
+    Attributes:
+        wave_BN: waveforms in [-1, 1], float32, zero past each length, shape (B, N).
+        wave_lens_B: valid samples of each row, int64, shape (B,).
+        tokens_BU: target token ids, int64, zero past each length, shape (B, U).
+        token_lens_B: valid tokens of each row, int64, shape (B,).
+        ids: utterance ids, B of them.
+        texts: transcripts, B of them.
+        langs: language codes ("" when unknown), B of them.
+        num_skipped: utterances of the planned batch that could not be read and were left out.
+    """
+
+    wave_BN: Tensor
+    wave_lens_B: Tensor
+    tokens_BU: Tensor
+    token_lens_B: Tensor
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    langs: tuple[str, ...]
+    num_skipped: int = 0
+
+
+class LossOutput(NamedTuple):
+    """What a model's loss returns.
+
+    Attributes:
+        loss: scalar to back-propagate.
+        parts: named scalars for logging, detached.
+        num_targets: number of target tokens that the loss was averaged over, scalar.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    num_targets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A recognised word (or token) with its place in the recording, times in seconds from its beginning."""
+
+    text: str
+    start: Seconds
+    end: Seconds
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One transcript.
+
+    Attributes:
+        text: the transcript.
+        tokens: token ids.
+        score: log-probability of the hypothesis under the search that made it.
+        words: words with times and confidences; empty unless timestamps were asked for.
+        token_times: tokens with times and confidences; empty unless token timestamps were asked for.
+        language: language code, "" when the model does not tell.
+        confidence: mean token confidence in [0, 1]; 1.0 for an empty transcript.
+        audio_s: length of the audio in seconds, when the caller knew it.
+    """
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    score: float = 0.0
+    words: tuple[Word, ...] = ()
+    token_times: tuple[Word, ...] = ()
+    language: str = ""
+    confidence: float = 1.0
+    audio_s: Seconds = 0.0
