@@ -103,6 +103,7 @@ class Hypothesis:
         language: language code, "" when the model does not tell.
         confidence: mean token confidence in [0, 1]; 1.0 for an empty transcript.
         audio_s: length of the audio in seconds, when the caller knew it.
+        error: why there is no transcript (unreadable audio and the like), "" when all went well.
     """
 
     text: str
@@ -113,3 +114,4 @@ class Hypothesis:
     language: str = ""
     confidence: float = 1.0
     audio_s: Seconds = 0.0
+    error: str = ""
