@@ -1,0 +1,241 @@
+"""Conformer and Fast Conformer encoders.
+
+Block: half a feed-forward, self-attention, convolution, half a feed-forward, layer norm (Gulati et al. 2020, Conformer,
+section 2); Fast Conformer is the same block behind 8x depthwise subsampling with kernel 9 (Rekesh et al. 2023).
+
+Every valid output frame is a function of its own utterance alone: padding and batch mates change nothing.
+
+Shape legend: B batch, T frames, D model, F mel bins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechkit.nn.attention import Position, PositionTable, SelfAttention
+from speechkit.nn.masks import attention_mask, padding_mask
+from speechkit.nn.norm import MaskedBatchNorm
+from speechkit.nn.positional import sinusoids
+from speechkit.nn.subsampling import ConvSubsampling, Subsampling
+
+ConvNorm = Literal["layer", "batch"]
+Tap = Callable[[int, Tensor, Tensor], Tensor]
+
+
+class FeedForward(nn.Module):
+    """Layer norm, linear, SiLU, linear, with dropout after each linear.
+
+    Args:
+        dim: D.
+        ff_dim: width of the hidden layer.
+        dropout: rate in training.
+    """
+
+    def __init__(self, *, dim: int, ff_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, ff_dim)
+        self.down = nn.Linear(ff_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Maps (B, T, D) to (B, T, D); the residual is the caller's."""
+        return self.dropout(self.down(self.dropout(F.silu(self.up(self.norm(x_BTD))))))
+
+
+class ConvModule(nn.Module):
+    """Layer norm, gated linear unit, depthwise convolution over time, norm, SiLU, linear.
+
+    Args:
+        dim: D.
+        kernel_size: frames under the depthwise convolution; odd unless `causal`.
+        norm: "layer", or "batch" for statistics over valid frames.
+        causal: whether the convolution sees no frame to the right.
+        dropout: rate in training.
+
+    Raises:
+        ValueError: `kernel_size` is even though not causal, or `norm` is unknown.
+    """
+
+    def __init__(self, *, dim: int, kernel_size: int, norm: ConvNorm, causal: bool, dropout: float) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0 and not causal:
+            raise ValueError(f"kernel_size={kernel_size} must be odd, so that the convolution is centred")
+        if norm not in ("layer", "batch"):
+            raise ValueError(f"conv_norm={norm!r} is unknown; choose layer or batch")
+        self.causal = causal
+        self.norm = nn.LayerNorm(dim)
+        self.gate = nn.Linear(dim, 2 * dim)
+        self.depthwise = nn.Conv1d(dim, dim, kernel_size, groups=dim, padding=0 if causal else kernel_size // 2)
+        self.conv_norm = nn.LayerNorm(dim) if norm == "layer" else MaskedBatchNorm(dim=dim)
+        self.out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+        """Maps (B, T, D) to (B, T, D); frames outside `valid_BT` read as zeros under the convolution."""
+        x_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1)
+        if valid_BT is not None:
+            x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0.0)
+        x_BDT = x_BTD.transpose(1, 2)
+        if self.causal:
+            x_BDT = F.pad(x_BDT, (self.depthwise.kernel_size[0] - 1, 0))
+        x_BTD = self.depthwise(x_BDT).transpose(1, 2)
+        x_BTD = self.conv_norm(x_BTD, valid_BT) if isinstance(self.conv_norm, MaskedBatchNorm) else self.conv_norm(x_BTD)
+        return self.dropout(self.out(F.silu(x_BTD)))
+
+
+class ConformerBlock(nn.Module):
+    """One Conformer block; arguments as those of `ConformerEncoder`."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        ff_dim: int,
+        kernel_size: int,
+        position: Position = "rope",
+        dropout: float = 0.1,
+        conv_norm: ConvNorm = "layer",
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.ff1 = FeedForward(dim=dim, ff_dim=ff_dim, dropout=dropout)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim=dim, num_heads=num_heads, position=position, dropout=dropout)
+        self.conv = ConvModule(dim=dim, kernel_size=kernel_size, norm=conv_norm, causal=causal, dropout=dropout)
+        self.ff2 = FeedForward(dim=dim, ff_dim=ff_dim, dropout=dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BTD: Tensor, valid_BT: Tensor | None = None, mask: Tensor | None = None, table: PositionTable = None
+    ) -> Tensor:
+        """Maps (B, T, D) to (B, T, D).
+
+        Args:
+            x_BTD: frames.
+            valid_BT: valid frames, bool; None when all are.
+            mask: attention mask, see `SelfAttention`.
+            table: positions, see `SelfAttention`.
+        """
+        x_BTD = torch.add(x_BTD, self.ff1(x_BTD), alpha=0.5)
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), mask, table))
+        x_BTD = x_BTD + self.conv(x_BTD, valid_BT)
+        return self.norm(torch.add(x_BTD, self.ff2(x_BTD), alpha=0.5))
+
+
+class ConformerEncoder(nn.Module):
+    """Subsampling and a stack of Conformer blocks.
+
+    Args:
+        input_dim: F, width of the features.
+        dim: D.
+        num_layers: blocks.
+        num_heads: attention heads.
+        ff_dim: hidden width of the feed-forward layers.
+        kernel_size: frames under the depthwise convolution.
+        subsampling: "conv2d4" (Conformer), "dw4" or "dw8" (Fast Conformer).
+        subsampling_channels: channels of the subsampling convolutions; None for `dim`.
+        position: "rope", "relative", "absolute" or "none".
+        dropout: rate in training, everywhere.
+        layer_drop: chance in training that a block is skipped, drawn per block and utterance. Skipped blocks are
+            computed all the same: every parameter has a gradient on every rank at every step.
+        conv_norm: norm after the depthwise convolution: "layer", or "batch" (statistics over valid frames).
+        chunk_size: output frames per chunk for limited context; None for full context. With chunks the depthwise
+            convolution is causal.
+        left_chunks: chunks of context to the left; None for all. Only with `chunk_size`.
+
+    Attributes:
+        subsampling_factor: input frames per output frame.
+        output_dim: D.
+
+    Raises:
+        ValueError: a size or a choice is not possible; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_dim: int = 80,
+        dim: int = 256,
+        num_layers: int = 12,
+        num_heads: int = 4,
+        ff_dim: int = 1024,
+        kernel_size: int = 31,
+        subsampling: Subsampling = "conv2d4",
+        subsampling_channels: int | None = None,
+        position: Position = "rope",
+        dropout: float = 0.1,
+        layer_drop: float = 0.0,
+        conv_norm: ConvNorm = "layer",
+        chunk_size: int | None = None,
+        left_chunks: int | None = None,
+    ) -> None:
+        super().__init__()
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size} must be at least 1; use null for full context")
+        if left_chunks is not None and (chunk_size is None or left_chunks < 0):
+            raise ValueError(f"left_chunks={left_chunks} needs chunk_size to be set, and must not be negative")
+        if not 0.0 <= layer_drop < 1.0:
+            raise ValueError(f"layer_drop={layer_drop} must be in [0, 1)")
+        self.position, self.layer_drop = position, layer_drop
+        self.chunk_size, self.left_chunks = chunk_size, left_chunks
+        self.subsampling = ConvSubsampling(
+            input_dim=input_dim, dim=dim, kind=subsampling, channels=subsampling_channels
+        )
+        self.subsampling_factor, self.output_dim = self.subsampling.factor, dim
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            ConformerBlock(
+                dim=dim,
+                num_heads=num_heads,
+                ff_dim=ff_dim,
+                kernel_size=kernel_size,
+                position=position,
+                dropout=dropout,
+                conv_norm=conv_norm,
+                causal=chunk_size is not None,
+            )
+            for _ in range(num_layers)
+        )
+
+    def output_lengths(self, lens_B: Tensor) -> Tensor:
+        """Output frames for so many input frames: ceil(lens / subsampling_factor)."""
+        return self.subsampling.output_lengths(lens_B)
+
+    def forward(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
+        """Encodes.
+
+        Args:
+            feats_BTF: features, shape (B, T, F).
+            feat_lens_B: valid frames of each row, int64, shape (B,).
+            tap: called after every layer as tap(layer, x_BTD, lens_B), layers counted from 1; its result replaces x.
+
+        Returns:
+            frames of shape (B, ceil(T / subsampling_factor), D), zero past each length, and their lengths (B,).
+        """
+        x_BTD, lens_B = self.subsampling(feats_BTF, feat_lens_B)
+        frames, device = x_BTD.shape[1], x_BTD.device
+        if self.position == "absolute":
+            positions = sinusoids(torch.arange(frames, device=device), self.output_dim)
+            x_BTD = x_BTD * math.sqrt(self.output_dim) + positions.to(x_BTD.dtype)
+        x_BTD = self.dropout(x_BTD)
+        valid_BT = padding_mask(lens_B, frames)
+        mask = attention_mask(
+            valid_BT, frames, chunk_size=self.chunk_size, left_chunks=self.left_chunks, device=device
+        )
+        table = self.layers[0].attention.position_table(frames, device) if len(self.layers) else None
+        for i, layer in enumerate(self.layers, start=1):
+            y_BTD = layer(x_BTD, valid_BT, mask, table)
+            if self.training and self.layer_drop:
+                kept_B = torch.rand(len(lens_B), device=device) >= self.layer_drop
+                y_BTD = torch.where(kept_B[:, None, None], y_BTD, x_BTD)
+            x_BTD = y_BTD if tap is None else tap(i, y_BTD, lens_B)
+        return (x_BTD if valid_BT is None else x_BTD.masked_fill(~valid_BT[..., None], 0.0)), lens_B

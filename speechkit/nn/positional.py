@@ -1,0 +1,99 @@
+"""Positions of frames: rotary, relative and absolute sinusoids.
+
+Tables are functions of the frame index alone, made in fp32 where they are used: there is nothing to store, no largest
+length, and casting a model to half precision does not touch them.
+
+Sources: rotary, Su et al. 2021 (RoFormer), section 3; relative, Dai et al. 2019 (Transformer-XL), section 3.3; absolute,
+Vaswani et al. 2017, section 3.5.
+
+Shape legend: B batch, T frames, H heads, D model, K head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sinusoids(positions_T: Tensor, dim: int) -> Tensor:
+    """Sines of each position in the first half of the channels, cosines in the second.
+
+    Args:
+        positions_T: positions in frames, may be negative, shape (T,).
+        dim: D, even.
+
+    Returns:
+        fp32, shape (T, D).
+    """
+    angles_TK = _angles(positions_T, dim)
+    return torch.cat((angles_TK.sin(), angles_TK.cos()), dim=-1)
+
+
+def rotary_table(num_frames: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by which `apply_rotary` turns queries and keys.
+
+    Args:
+        num_frames: T.
+        head_dim: K, even.
+        device: where the tables live.
+
+    Returns:
+        cos and sin, fp32, each of shape (T, K/2).
+    """
+    angles_TK = _angles(torch.arange(num_frames, device=device), head_dim)
+    return angles_TK.cos(), angles_TK.sin()
+
+
+def apply_rotary(x_BTHK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns channel pairs (k, k + K/2) by an angle proportional to the frame index.
+
+    The product of a turned query and a turned key depends on the distance of their frames only.
+
+    Args:
+        x_BTHK: queries or keys (any number of heads in H), shape (B, T, H, K).
+        table: from `rotary_table`.
+
+    Returns:
+        shape and dtype of the input.
+    """
+    cos, sin = (t[:, None, :].to(x_BTHK.dtype) for t in table)
+    first, second = x_BTHK.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def relative_sinusoids(num_frames: int, dim: int, device: torch.device) -> Tensor:
+    """Sinusoids of all distances that occur in a sequence, from T - 1 down to -(T - 1).
+
+    Returns:
+        fp32, shape (2T - 1, D); row r is the distance T - 1 - r of a query from its key.
+    """
+    return sinusoids(torch.arange(num_frames - 1, -num_frames, -1, device=device), dim)
+
+
+def relative_shift(scores_BHTR: Tensor) -> Tensor:
+    """Brings scores by distance into the frame of queries and keys: out[i, j] = scores[i, T - 1 - i + j].
+
+    Row i of the result begins T - 1 - i places into row i of the input, so in a contiguous input consecutive rows of
+    the result lie 2T - 2 apart: the result is a view.
+
+    Args:
+        scores_BHTR: query against distance, R = 2T - 1 distances from T - 1 down, shape (B, H, T, 2T - 1).
+
+    Returns:
+        shape (B, H, T, T).
+    """
+    batch, heads, num_frames, distances = scores_BHTR.shape
+    assert distances == 2 * num_frames - 1, f"expected {2 * num_frames - 1} distances, got {distances}"
+    flat = scores_BHTR.reshape(batch, heads, num_frames * distances)[..., num_frames - 1 :]
+    flat = flat[..., : num_frames * (distances - 1)] if num_frames > 1 else flat
+    return flat.unflatten(-1, (num_frames, max(distances - 1, 1)))[..., :num_frames]
+
+
+def _angles(positions_T: Tensor, dim: int) -> Tensor:
+    """Position times frequency 10000^(-2k/D) for k < D/2, fp32, shape (T, D/2)."""
+    if dim % 2:
+        raise ValueError(f"dim={dim} must be even for sinusoidal positions; choose an even dimension")
+    steps = torch.arange(0, dim, 2, device=positions_T.device, dtype=torch.float32)
+    return positions_T.float()[:, None] * torch.exp(steps * (-math.log(10000.0) / dim))
