@@ -86,7 +86,9 @@ class ConvModule(nn.Module):
         if self.causal:
             x_BDT = F.pad(x_BDT, (self.depthwise.kernel_size[0] - 1, 0))
         x_BTD = self.depthwise(x_BDT).transpose(1, 2)
-        x_BTD = self.conv_norm(x_BTD, valid_BT) if isinstance(self.conv_norm, MaskedBatchNorm) else self.conv_norm(x_BTD)
+        x_BTD = (
+            self.conv_norm(x_BTD, valid_BT) if isinstance(self.conv_norm, MaskedBatchNorm) else self.conv_norm(x_BTD)
+        )
         return self.dropout(self.out(F.silu(x_BTD)))
 
 
@@ -228,9 +230,7 @@ class ConformerEncoder(nn.Module):
             x_BTD = x_BTD * math.sqrt(self.output_dim) + positions.to(x_BTD.dtype)
         x_BTD = self.dropout(x_BTD)
         valid_BT = padding_mask(lens_B, frames)
-        mask = attention_mask(
-            valid_BT, frames, chunk_size=self.chunk_size, left_chunks=self.left_chunks, device=device
-        )
+        mask = attention_mask(valid_BT, frames, chunk_size=self.chunk_size, left_chunks=self.left_chunks, device=device)
         table = self.layers[0].attention.position_table(frames, device) if len(self.layers) else None
         for i, layer in enumerate(self.layers, start=1):
             y_BTD = layer(x_BTD, valid_BT, mask, table)

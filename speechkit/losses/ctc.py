@@ -1,0 +1,70 @@
+"""Connectionist temporal classification.
+
+Source: Graves et al. 2006, section 4. Id 0 is the blank unless said otherwise.
+
+Shape legend: B batch, T frames, U tokens, V vocab.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class CtcLoss(NamedTuple):
+    """Loss of each utterance.
+
+    Attributes:
+        nll_B: -log p(tokens | frames) in nats, fp32, not normalised by any length; 0 where infeasible, shape (B,).
+        feasible_B: whether the frames can spell the tokens at all, bool, shape (B,).
+    """
+
+    nll_B: Tensor
+    feasible_B: Tensor
+
+
+def ctc_min_frames(tokens_BU: Tensor, token_lens_B: Tensor) -> Tensor:
+    """Frames that a transcript needs: one per token, and a blank between equal neighbours.
+
+    Args:
+        tokens_BU: token ids, int64, shape (B, U).
+        token_lens_B: valid tokens of each row, int64, shape (B,).
+
+    Returns:
+        int64, shape (B,).
+    """
+    inner = torch.arange(1, tokens_BU.shape[1], device=tokens_BU.device) < token_lens_B[:, None]
+    repeats_B = ((tokens_BU[:, 1:] == tokens_BU[:, :-1]) & inner).sum(1)
+    return token_lens_B + repeats_B
+
+
+def ctc_loss(
+    logits_BTV: Tensor, logit_lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, *, blank: int = 0
+) -> CtcLoss:
+    """Negative log-likelihood of each transcript, computed in fp32 from unnormalised scores.
+
+    An utterance whose frames cannot spell its tokens has loss 0 and gradient 0 and is marked, so that the caller can count
+    it. The gradient is exactly 0 on frames past a row's length.
+
+    Args:
+        logits_BTV: scores before the softmax, shape (B, T, V).
+        logit_lens_B: valid frames of each row, int64, shape (B,).
+        tokens_BU: token ids, anything past each length, int64, shape (B, U).
+        token_lens_B: valid tokens of each row, int64, shape (B,).
+        blank: id of the blank.
+
+    Returns:
+        loss and feasibility of each utterance.
+    """
+    feasible_B = ctc_min_frames(tokens_BU, token_lens_B) <= logit_lens_B
+    log_probs_TBV = F.log_softmax(logits_BTV.float(), dim=-1).transpose(0, 1)
+    if tokens_BU.shape[1] == 0:
+        tokens_BU = F.pad(tokens_BU, (0, 1))
+    with torch.autocast(logits_BTV.device.type, enabled=False):
+        nll_B = F.ctc_loss(
+            log_probs_TBV, tokens_BU, logit_lens_B, token_lens_B, blank=blank, reduction="none", zero_infinity=True
+        )
+    return CtcLoss(nll_B=nll_B.masked_fill(~feasible_B, 0.0), feasible_B=feasible_B)
