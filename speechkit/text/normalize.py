@@ -1,0 +1,102 @@
+"""Versioned text normalisers: the same one for reference and hypothesis before scoring, or for transcripts before training.
+
+A rate means nothing without its normaliser: swapping one moves English word error rates by tenths of a per cent. So each
+has a version, raised with every change in its output, and an `id` that score files record:
+
+- `none`: the text as it is.
+- `basic`: Unicode NFKC, lower case, punctuation and symbols to spaces (an apostrophe between letters stays), white space
+  unified. Diacritics stay. For every language.
+- `char`: `basic` without any white space, for character error rates of languages written without spaces.
+- `whisper_en`: Whisper's English normaliser (Radford et al. 2022, appendix C) from the package whisper-normalizer:
+  numbers to digits, contractions, titles and British spellings expanded, fillers dropped. Its version names the package's.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+_APOSTROPHES = re.compile("[\u2018\u2019\u02bc\uff07\u0060\u00b4]")
+_APOSTROPHE_IN_WORD = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
+_KEPT_APOSTROPHE = "\ue000"  # private use: stands in for an apostrophe while punctuation goes
+
+
+@dataclass(frozen=True, slots=True)
+class Normalizer:
+    """A text normaliser; call it with a text.
+
+    Attributes:
+        name: what to give to `get_normalizer`.
+        version: changes whenever the output does.
+    """
+
+    name: str
+    version: str
+    _function: Callable[[str], str] = field(repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        """Name and version, such as "basic-1"; recorded beside every score."""
+        return f"{self.name}-{self.version}"
+
+    def __call__(self, text: str) -> str:
+        return self._function(text)
+
+
+def _none(text: str) -> str:
+    return text
+
+
+def _basic(text: str) -> str:
+    text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text).replace(_KEPT_APOSTROPHE, " "))
+    text = unicodedata.normalize("NFKC", text.lower())
+    text = _APOSTROPHE_IN_WORD.sub(_KEPT_APOSTROPHE, text)
+    chars = (" " if unicodedata.category(char)[0] in "PSZC" and char != _KEPT_APOSTROPHE else char for char in text)
+    return " ".join("".join(chars).replace(_KEPT_APOSTROPHE, "'").split())
+
+
+def _char(text: str) -> str:
+    return "".join(_basic(text).split())
+
+
+def _whisper_en() -> Normalizer:
+    try:
+        from importlib.metadata import version
+
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError as error:
+        raise ImportError('normalizer "whisper_en" needs whisper-normalizer: pip install "speechkit[train]"') from error
+    return Normalizer("whisper_en", f"1+whisper-normalizer-{version('whisper-normalizer')}", EnglishTextNormalizer())
+
+
+_FACTORIES: dict[str, Callable[[], Normalizer]] = {
+    "none": lambda: Normalizer("none", "1", _none),
+    "basic": lambda: Normalizer("basic", "1", _basic),
+    "char": lambda: Normalizer("char", "1", _char),
+    "whisper_en": _whisper_en,
+}
+NORMALIZER_NAMES = tuple(_FACTORIES)
+
+
+@cache
+def get_normalizer(name: str) -> Normalizer:
+    """The normaliser of a name.
+
+    Args:
+        name: one of `NORMALIZER_NAMES`, or such a name with a version ("basic-1", or a whole `id`), which must then be the
+            one installed.
+
+    Raises:
+        ValueError: the name is unknown, or the version asked for is not the one installed.
+        ImportError: an optional package is missing.
+    """
+    base, _, version = name.partition("-")
+    if base not in _FACTORIES:
+        raise ValueError(f"normalizer: {name!r} is unknown; use one of: {', '.join(NORMALIZER_NAMES)}")
+    normalizer = _FACTORIES[base]()
+    if version and version not in (normalizer.version, normalizer.version.partition("+")[0]):
+        raise ValueError(f"normalizer: {name!r} was asked for, but {normalizer.id!r} is installed")
+    return normalizer
