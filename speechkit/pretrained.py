@@ -1,0 +1,274 @@
+"""Pretrained folders: what a training run leaves behind and what `speechkit.load` reads.
+
+A folder holds::
+
+    config.yaml          what to build: features, model, decode, as `_target_` and arguments, plus facts about the training
+    model.safetensors    weights, keys "features.*" and "model.*"
+    tokenizer.json (+ tokenizer.model)
+    README.md            model card with the figures
+
+Nothing in a folder is trusted: weights are safetensors, and a config can only name objects that are defined in speechkit's
+own `audio`, `text`, `nn`, `search` and `models` packages (checked on the resolved object, not on its name).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from speechkit.recognizer import Recognizer
+from speechkit.text.tokenizers import Tokenizer, load_tokenizer
+
+ASSETS = Path(__file__).parent / "assets"
+ALLOWED_PACKAGES = ("speechkit.audio.", "speechkit.text.", "speechkit.nn.", "speechkit.search.", "speechkit.models.")
+CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A shipped model: the name to load it by, what it is, and the size of its weights in bytes."""
+
+    name: str
+    kind: str
+    family: str
+    languages: tuple[str, ...]
+    description: str
+    num_bytes: int
+
+
+def save_pretrained(
+    directory: str | Path,
+    *,
+    config: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    card: str,
+) -> Path:
+    """Writes a pretrained folder.
+
+    Args:
+        directory: made when absent; files of the same names are replaced.
+        config: plain values only: "kind", "features", "model", "decode", and facts such as "languages" or "metrics".
+        state_dict: weights and buffers, keys starting with "features." or "model.".
+        tokenizer: saved beside the weights.
+        card: text of the model card (Markdown).
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: a needed part of `config` is missing, a key of `state_dict` has another prefix, or a value is no plain one.
+    """
+    directory = Path(directory)
+    missing = [key for key in ("kind", "features", "model", "decode") if key not in config]
+    if missing:
+        raise ValueError(f"config lacks {', '.join(missing)}: a pretrained folder could not be loaded again")
+    strangers = [key for key in state_dict if not key.startswith(("features.", "model."))]
+    if strangers:
+        raise ValueError(f"state_dict key {strangers[0]!r} starts with neither 'features.' nor 'model.'")
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    except yaml.representer.RepresenterError as error:
+        raise ValueError(
+            f"config holds a value that is not plain data: {error.args[-1]!r}; resolve it first"
+        ) from error
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state_dict.items()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / CONFIG).write_text(text, encoding="utf-8")
+    tokenizer.save(directory)
+    (directory / CARD).write_text(card, encoding="utf-8")
+    return directory
+
+
+def load(
+    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
+) -> Recognizer:
+    """Loads a model to use: a shipped name ("demo-ctc"), a pretrained folder, or a Hugging Face Hub name ("org/model").
+
+    Args:
+        name: shipped names and folders need no network; hub names need `pip install "speechkit[hub]"`.
+        device: "cpu", "cuda", ...; None takes the GPU when there is one.
+        dtype: what the model computes in: "float32", "bfloat16" or "float16"; features are always computed in float32.
+
+    Returns:
+        The recogniser, ready for `transcribe`.
+
+    Raises:
+        FileNotFoundError: there is no such folder or shipped model.
+        ValueError: the folder is damaged, or names code that it may not name.
+    """
+    directory = _find(name)
+    config = read_config(directory)
+    if config["kind"] != "recognizer":
+        raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not known to this version of speechkit")
+    tokenizer = load_tokenizer(directory)
+    features = instantiate(config["features"], where=f"{directory / CONFIG}: features")
+    if features.fingerprint() != config.get("features_fingerprint", features.fingerprint()):
+        raise ValueError(
+            f"{directory / CONFIG}: the features built from it are not those that the model was trained on "
+            f"(fingerprint {features.fingerprint()}, trained on {config['features_fingerprint']}): settings were edited, "
+            "or the model comes from another version of speechkit"
+        )
+    model = instantiate(config["model"], where=f"{directory / CONFIG}: model")
+    infer = instantiate({**config["decode"], "_partial_": True}, where=f"{directory / CONFIG}: decode")
+    _load_weights(directory / WEIGHTS, nn.ModuleDict({"features": features, "model": model}))
+    target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    return Recognizer(
+        features=features.to(target),
+        model=model.to(target, dtype=_dtype(dtype)),
+        tokenizer=tokenizer,
+        infer=infer.func,
+        options=infer.keywords["options"],
+        languages=config.get("languages", ()),
+        name=str(name),
+        window_seconds=config.get("window_seconds", 30.0),
+    )
+
+
+def list_models() -> list[ModelInfo]:
+    """The models that ship with the package, by name."""
+    models = []
+    for path in sorted(ASSETS.glob(f"*/{CONFIG}")):
+        config = read_config(path.parent)
+        models.append(
+            ModelInfo(
+                name=path.parent.name,
+                kind=config["kind"],
+                family=config["model"]["_target_"].split(".")[2],
+                languages=tuple(config.get("languages", ())),
+                description=config.get("description", ""),
+                num_bytes=(path.parent / WEIGHTS).stat().st_size,
+            )
+        )
+    return models
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config of a pretrained folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or no config in it.
+        ValueError: the config is not a mapping with the parts that are needed.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} has no {CONFIG}: give a pretrained folder (a training run leaves one in <run>/pretrained)"
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    missing = [
+        key for key in ("kind", "features", "model", "decode") if not isinstance(config, dict) or key not in config
+    ]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not the config of a pretrained folder")
+    return config
+
+
+def instantiate(node: Any, *, where: str) -> Any:
+    """Builds the object that a config node describes; a small, strict stand-in for Hydra at inference time.
+
+    A mapping with `_target_` becomes a call of that object with the other entries as keyword arguments (`_partial_: true`
+    gives a `functools.partial` instead); lists and other mappings are walked through.
+
+    Raises:
+        ValueError: the target is not one of speechkit's own model parts, or the arguments do not fit its signature.
+    """
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [instantiate(child, where=where) for child in node]
+    if not isinstance(node, Mapping):
+        return node
+    arguments = {
+        key: instantiate(value, where=f"{where}.{key}") for key, value in node.items() if not str(key).startswith("_")
+    }
+    if "_target_" not in node:
+        return arguments
+    target = _resolve(node["_target_"], where)
+    try:
+        if node.get("_partial_"):
+            inspect.signature(target).bind_partial(**arguments)
+            return functools.partial(target, **arguments)
+        return target(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{where}: {node['_target_']} does not take these arguments: {error}") from error
+
+
+def _resolve(path: Any, where: str) -> Any:
+    """The object named by a dotted path, when it is defined in an allowed package."""
+    if not isinstance(path, str) or not path.startswith(ALLOWED_PACKAGES):
+        raise ValueError(f"{where}: _target_ {path!r} is refused: only parts of speechkit's models can be named")
+    module_name, _, attribute = path.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}: _target_ {path!r} does not exist in this version of speechkit") from error
+    home = f"{getattr(target, '__module__', '')}."
+    if not callable(target) or not home.startswith(ALLOWED_PACKAGES):
+        raise ValueError(f"{where}: _target_ {path!r} is refused: it is {home[:-1]}, not a part of speechkit's models")
+    return target
+
+
+def _load_weights(path: Path, modules: nn.Module) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the pretrained folder is not complete")
+    try:
+        state_dict = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy the folder again") from error
+    try:
+        modules.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(known)}")
+    return known[dtype]
+
+
+def _find(name: str | Path) -> Path:
+    """The folder of a name: a directory, a shipped model, or a snapshot of a hub repository."""
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    shipped = ASSETS / str(name)
+    if "/" not in str(name) and (shipped / CONFIG).is_file():
+        return shipped
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return _download(str(name))
+    names = ", ".join(sorted(path.parent.name for path in ASSETS.glob(f"*/{CONFIG}"))) or "none"
+    raise FileNotFoundError(f"no model {str(name)!r}: it is neither a folder nor a shipped model ({names})")
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise FileNotFoundError(
+            f'no folder {name!r}; to load it from the Hugging Face Hub: pip install "speechkit[hub]"'
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD, "tokenizer.*"]))
+    except Exception as error:  # the hub raises many kinds: network, permissions, no such name
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(
+            f"{name!r} is no folder here, and the Hugging Face Hub did not give it: {reason}"
+        ) from error

@@ -1,0 +1,432 @@
+"""Transcription of any audio: one file or thousands, a second or an hour, from a path, an array or an open file.
+
+How a recording travels::
+
+    audio -> blocks of a few seconds (never the whole file) -> voice-activity regions -> features of each region
+          -> windows of at most `window_seconds`, overlapping by `context_seconds` on both sides
+          -> batches of similar length (padding never changes a result) -> frame log-probabilities
+          -> windows of a region stitched frame by frame -> one search per region -> texts joined in order
+
+Stitching frame labels and collapsing once is the scheme of OWSM-CTC (Peng et al., 2024, section 3.5): no text has to be
+merged at window borders. Recordings that fit into one window are decoded whole, exactly as `speechkit decode` does; the
+voice-activity gate only decides whether there is speech in them at all.
+
+Shape legend: N samples, T feature frames, F mel bins, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechkit.audio.io import AudioError, iter_audio, resample
+from speechkit.audio.vad import energy_vad
+from speechkit.search.longform import Window, plan_windows, stitch
+from speechkit.text.tokenizers import Tokenizer
+from speechkit.types import Hypothesis, Seconds, Word
+
+BLOCK_SECONDS: Seconds = 10.0
+PAGE_SECONDS: Seconds = 120.0  # voice activity is judged on pages of this length, which bounds the memory
+REGION_PADDING: Seconds = 0.25  # kept around each speech region
+MAX_MERGE_GAP: Seconds = 1.0  # regions closer than this share one window when they fit
+
+
+class Region(NamedTuple):
+    """A stretch of speech: the recording it belongs to, where it starts, its samples, and whether it ends the recording."""
+
+    recording: int
+    start: Seconds
+    wave_N: np.ndarray
+
+
+class _Window(NamedTuple):
+    """One window of one region, ready for the encoder."""
+
+    region: int
+    place: Window
+    feats_TF: Tensor
+
+
+class Recognizer:
+    """A trained recogniser, ready to transcribe. Made by `speechkit.load`.
+
+    Args:
+        features: waveform to features, with `sample_rate`, `frame_shift` and `output_dim`.
+        model: a model of any recogniser family, in evaluation mode.
+        tokenizer: text to token ids and back.
+        infer: the family's `infer` function.
+        options: the family's frozen decode options.
+        languages: language codes that the model was trained on; empty when unknown.
+        name: how the model is called in messages.
+        window_seconds: longest stretch given to the encoder at once.
+        context_seconds: audio on both sides of a window that the encoder sees and whose output is thrown away.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: nn.Module,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        infer: Callable[..., list[Hypothesis]],
+        options: Any,
+        languages: Sequence[str] = (),
+        name: str = "",
+        window_seconds: Seconds = 30.0,
+        context_seconds: Seconds = 2.0,
+    ) -> None:
+        self.features = features.eval()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.infer = infer
+        self.options = options
+        self.languages = tuple(languages)
+        self.name = name
+        self.window_seconds = window_seconds
+        self.context_seconds = context_seconds
+        # Families that label frames put `decode_log_probs` beside `infer`: windows can then be stitched exactly.
+        self._decode_log_probs = sys.modules[infer.__module__].decode_log_probs
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate in Hz that the model works at; audio of any other rate is resampled."""
+        return int(self.features.sample_rate)
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the model lives on."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type that the model computes in."""
+        return next(self.model.parameters()).dtype
+
+    def num_parameters(self) -> int:
+        """Number of trainable and fixed parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def transcribe(
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        batch_size: int = 8,
+        timestamps: str | None = None,
+        language: str | None = None,
+        on_error: str = "raise",
+    ) -> list[Hypothesis]:
+        """Transcribes one recording or a list of them.
+
+        Args:
+            audio: a path, open binary file, bytes, 1-D array or tensor of samples (2-D: one axis is channels, the shorter),
+                or a list of these.
+            sample_rate: rate of arrays and tensors in Hz; None means the model's own rate. Files know theirs.
+            batch_size: windows decoded together; it changes the speed, never the text.
+            timestamps: None, "word" or "token".
+            language: language code of the audio, for models that know several.
+            on_error: "raise" stops at the first unreadable recording; "return" gives it an empty hypothesis with `error` set.
+
+        Returns:
+            One hypothesis per recording, in the order of the input; times count from the beginning of the recording.
+
+        Raises:
+            AudioError: a recording cannot be read and `on_error` is "raise".
+            ValueError: an argument is unknown or of the wrong kind.
+        """
+        items = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        results: dict[int, Hypothesis] = dict(
+            self.transcribe_iter(
+                items,
+                sample_rate=sample_rate,
+                batch_size=batch_size,
+                timestamps=timestamps,
+                language=language,
+                on_error=on_error,
+            )
+        )
+        return [results[index] for index in range(len(items))]
+
+    def transcribe_iter(
+        self,
+        audio: Iterable[Any],
+        *,
+        sample_rate: int | None = None,
+        batch_size: int = 8,
+        timestamps: str | None = None,
+        language: str | None = None,
+        on_error: str = "raise",
+    ) -> Iterator[tuple[int, Hypothesis]]:
+        """As `transcribe`, yielding (position in the input, hypothesis) as soon as a recording is finished."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if on_error not in ("raise", "return"):
+            raise ValueError(f'on_error={on_error!r} is not "raise" or "return"')
+        if language is not None and self.languages and language not in self.languages:
+            raise ValueError(
+                f"language={language!r} is not known to {self.name or 'this model'}: it speaks {', '.join(self.languages)}"
+            )
+        options = dataclasses.replace(self.options, timestamps=timestamps)
+        job = _Job(self, options, batch_size)
+        for index, item in enumerate(audio):
+            try:
+                for region in self._regions(index, item, sample_rate, job):
+                    yield from job.add(region)
+            except AudioError as error:
+                if on_error == "raise":
+                    raise
+                job.fail(index, str(error))
+            yield from job.close(index)
+        yield from job.flush()
+
+    def _regions(self, index: int, item: Any, sample_rate: int | None, job: _Job) -> Iterator[Region]:
+        """Speech regions of one recording, read in blocks; reports the recording's length to `job`."""
+        rate = self.sample_rate
+        buffer_N = np.zeros(0, dtype=np.float32)
+        offset = 0  # samples of the recording before buffer_N[0]
+        for block_N, is_last in _mark_last(self._blocks(item, sample_rate)):
+            buffer_N = np.concatenate([buffer_N, block_N]) if len(buffer_N) else block_N
+            job.lengths[index] = (offset + len(buffer_N)) / rate
+            if not is_last and len(buffer_N) < PAGE_SECONDS * rate:
+                continue
+            speech = energy_vad(buffer_N, rate)
+            if is_last and offset == 0 and len(buffer_N) <= self.window_seconds * rate:
+                if speech:
+                    yield Region(index, 0.0, buffer_N)
+                return
+            keep_from = len(buffer_N)
+            if not is_last:
+                speech, keep_from = _hold_back_open_region(speech, len(buffer_N), rate)
+            for begin, end in _merge(speech, len(buffer_N) / rate, self.window_seconds):
+                yield Region(index, offset / rate + begin, buffer_N[int(begin * rate) : int(end * rate)])
+            buffer_N, offset = buffer_N[keep_from:], offset + keep_from
+
+    def _blocks(self, item: Any, sample_rate: int | None) -> Iterator[np.ndarray]:
+        """The recording as mono blocks at the model's rate."""
+        if isinstance(item, (np.ndarray, Tensor)):
+            wave_N = _as_mono(item)
+            yield resample(wave_N, sample_rate, self.sample_rate) if sample_rate else wave_N
+        elif isinstance(item, (str, Path, bytes)) or hasattr(item, "read"):
+            yield from iter_audio(item, block_seconds=BLOCK_SECONDS, sample_rate=self.sample_rate)
+        else:
+            raise ValueError(
+                f"audio of type {type(item).__name__} is not understood: give a path, an open file, bytes, an array or a tensor"
+            )
+
+    @torch.inference_mode()
+    def _encode(self, region: Region) -> Tensor:
+        """Features of one region, (T, F). One region at a time: they never depend on batch mates."""
+        wave_1N = torch.from_numpy(region.wave_N).to(self.device)[None]
+        feats_1TF, lens_1 = self.features(wave_1N, torch.tensor([wave_1N.shape[1]], device=self.device))
+        return feats_1TF[0, : int(lens_1[0])].to(self.dtype)
+
+    def _windows(self, feats_TF: Tensor) -> list[Window]:
+        """How a region of T frames is cut into windows; window starts fall on whole output frames."""
+        shift = float(self.features.frame_shift)
+        factor = int(self.model.encoder.subsampling_factor)
+        return plan_windows(
+            feats_TF.shape[0],
+            window=_round_to(self.window_seconds / shift, factor),
+            context=_round_to(self.context_seconds / shift, factor),
+            factor=factor,
+        )
+
+    @torch.inference_mode()
+    def _log_probs(self, windows: Sequence[_Window]) -> list[Tensor]:
+        """Frame log-probabilities (T', V) of each window, computed in one padded batch."""
+        lens_B = torch.tensor([window.feats_TF.shape[0] for window in windows], device=self.device)
+        feats_BTF = nn.utils.rnn.pad_sequence([window.feats_TF for window in windows], batch_first=True)
+        log_probs_BTV, out_lens_B = self.model.frame_log_probs(feats_BTF, lens_B)
+        return [row_TV[:length] for row_TV, length in zip(log_probs_BTV, out_lens_B.tolist())]
+
+    def _decode(self, log_probs: Sequence[Tensor], options: Any) -> list[Hypothesis]:
+        """Search over the stitched log-probabilities of several regions."""
+        lens_B = torch.tensor([row_TV.shape[0] for row_TV in log_probs], device=self.device)
+        return self._decode_log_probs(
+            nn.utils.rnn.pad_sequence(list(log_probs), batch_first=True),
+            lens_B,
+            tokenizer=self.tokenizer,
+            options=options,
+            frame_shift=float(self.features.frame_shift) * int(self.model.encoder.subsampling_factor),
+        )
+
+
+class _Job:
+    """Book-keeping of one `transcribe` call: collects windows into batches and hands finished recordings back."""
+
+    LOOK_AHEAD = 4  # batches collected before sorting by length, so that a batch holds windows of similar length
+
+    def __init__(self, recognizer: Recognizer, options: Any, batch_size: int) -> None:
+        self.recognizer = recognizer
+        self.options = options
+        self.batch_size = batch_size
+        self.lengths: dict[int, Seconds] = {}
+        self._waiting: list[_Window] = []
+        self._regions: list[Region] = []
+        self._places: dict[int, list[Window]] = {}
+        self._parts: dict[int, dict[Window, Tensor]] = defaultdict(dict)
+        self._texts: dict[int, list[tuple[Seconds, Hypothesis]]] = defaultdict(list)
+        self._open: dict[int, int] = defaultdict(int)  # regions of a recording that are not decoded yet
+        self._closed: set[int] = set()
+        self._errors: dict[int, str] = {}
+
+    def add(self, region: Region) -> Iterator[tuple[int, Hypothesis]]:
+        """Takes a region in; yields recordings that became complete."""
+        number = len(self._regions)
+        feats_TF = self.recognizer._encode(region)
+        self._regions.append(Region(region.recording, region.start, np.zeros(0, dtype=np.float32)))
+        self._places[number] = self.recognizer._windows(feats_TF)
+        self._open[region.recording] += 1
+        self._waiting += [_Window(number, place, feats_TF[place.begin : place.end]) for place in self._places[number]]
+        if len(self._waiting) >= self.LOOK_AHEAD * self.batch_size:
+            yield from self._run()
+
+    def fail(self, recording: int, message: str) -> None:
+        """Marks a recording as unreadable."""
+        self._errors[recording] = message
+
+    def close(self, recording: int) -> Iterator[tuple[int, Hypothesis]]:
+        """All of a recording has been added."""
+        self._closed.add(recording)
+        yield from self._finished()
+
+    def flush(self) -> Iterator[tuple[int, Hypothesis]]:
+        """Decodes what still waits."""
+        yield from self._run()
+
+    def _run(self) -> Iterator[tuple[int, Hypothesis]]:
+        self._waiting.sort(key=lambda window: (-window.feats_TF.shape[0], window.region))
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self.batch_size], self._waiting[self.batch_size :]
+            for window, log_probs_TV in zip(batch, self.recognizer._log_probs(batch)):
+                self._parts[window.region][window.place] = log_probs_TV
+            ready = [number for number in dict.fromkeys(window.region for window in batch) if self._is_complete(number)]
+            if ready:
+                self._decode_regions(ready)
+                yield from self._finished()
+
+    def _is_complete(self, number: int) -> bool:
+        return len(self._parts[number]) == len(self._places[number])
+
+    def _decode_regions(self, numbers: Sequence[int]) -> None:
+        stitched = []
+        for number in numbers:
+            parts = self._parts.pop(number)
+            places = self._places.pop(number)
+            stitched.append(stitch([parts[place] for place in places], places))
+        for number, hypothesis in zip(numbers, self.recognizer._decode(stitched, self.options)):
+            region = self._regions[number]
+            self._texts[region.recording].append((region.start, hypothesis))
+            self._open[region.recording] -= 1
+
+    def _finished(self) -> Iterator[tuple[int, Hypothesis]]:
+        for recording in sorted(index for index in self._closed if not self._open[index]):
+            self._closed.remove(recording)
+            parts = sorted(self._texts.pop(recording, []), key=lambda part: part[0])
+            length = self.lengths.get(recording, 0.0)
+            if recording in self._errors:
+                yield recording, Hypothesis(text="", audio_s=length, confidence=0.0, error=self._errors[recording])
+            else:
+                yield recording, join_hypotheses(parts, audio_s=length)
+
+
+def join_hypotheses(parts: Sequence[tuple[Seconds, Hypothesis]], *, audio_s: Seconds) -> Hypothesis:
+    """Joins the hypotheses of consecutive regions, each given with its start in seconds, into one for the recording."""
+    tokens = tuple(token for _, part in parts for token in part.tokens)
+    weight = sum(len(part.tokens) for _, part in parts)
+    confidence = sum(part.confidence * len(part.tokens) for _, part in parts) / weight if weight else 1.0
+    languages = [part.language for _, part in parts if part.language]
+    return Hypothesis(
+        text=" ".join(part.text for _, part in parts if part.text),
+        tokens=tokens,
+        score=sum(part.score for _, part in parts),
+        words=tuple(_shift(word, start) for start, part in parts for word in part.words),
+        token_times=tuple(_shift(word, start) for start, part in parts for word in part.token_times),
+        language=max(set(languages), key=languages.count) if languages else "",
+        confidence=confidence,
+        audio_s=audio_s,
+    )
+
+
+def _shift(word: Word, offset: Seconds) -> Word:
+    return dataclasses.replace(word, start=word.start + offset, end=word.end + offset)
+
+
+def _round_to(value: float, factor: int) -> int:
+    return max(factor, round(value / factor) * factor)
+
+
+def _mark_last(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Each block with a flag that is True for the last one; a recording without blocks counts as one empty block."""
+    previous: np.ndarray | None = None
+    for block_N in blocks:
+        if previous is not None:
+            yield previous, False
+        previous = block_N
+    yield (np.zeros(0, dtype=np.float32) if previous is None else previous), True
+
+
+def _hold_back_open_region(
+    speech: list[tuple[Seconds, Seconds]], num_samples: int, rate: int
+) -> tuple[list[tuple[Seconds, Seconds]], int]:
+    """Splits the regions of a page into those that are over and the one that may go on in the next page.
+
+    Returns:
+        The finished regions, and the sample from which the page must be kept. A region that fills most of the page (speech
+        without a pause) is cut at the end of the page: memory stays bounded.
+    """
+    length = num_samples / rate
+    if not speech or speech[-1][1] < length - 2 * REGION_PADDING:
+        return speech, max(0, num_samples - int(2 * REGION_PADDING * rate))
+    begin = max(0.0, speech[-1][0] - REGION_PADDING)
+    if begin < length / 4:
+        return speech, num_samples
+    return speech[:-1], int(begin * rate)
+
+
+def _merge(
+    speech: Sequence[tuple[Seconds, Seconds]], length: Seconds, window: Seconds
+) -> list[tuple[Seconds, Seconds]]:
+    """Pads the regions, and joins neighbours with a short pause between them while they fit into one window."""
+    merged: list[tuple[Seconds, Seconds]] = []
+    for begin, end in speech:
+        begin, end = max(0.0, begin - REGION_PADDING), min(length, end + REGION_PADDING)
+        if merged and begin <= merged[-1][1]:  # the paddings touch: split the pause between the two
+            begin = merged[-1][1]
+        if merged and begin - merged[-1][1] <= MAX_MERGE_GAP and end - merged[-1][0] <= window:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+def _as_mono(samples: np.ndarray | Tensor) -> np.ndarray:
+    """Float samples of one channel from an array or tensor; integers are scaled by their range.
+
+    Raises:
+        ValueError: more than two axes, or a type that holds no samples.
+        AudioError: NaN or infinite samples.
+    """
+    array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else samples
+    if np.issubdtype(array.dtype, np.integer):
+        array = array.astype(np.float32) / float(np.iinfo(array.dtype).max + 1)
+    elif not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"audio array of type {array.dtype}: give floating-point or integer samples")
+    if array.ndim == 2 and array.size:
+        array = array.mean(axis=int(np.argmin(array.shape)))
+    elif array.ndim != 1:
+        raise ValueError(
+            f"audio array of shape {array.shape}: give one axis of samples, or two of which the shorter is channels"
+        )
+    wave_N = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(wave_N).all():
+        raise AudioError("audio array holds NaN or infinite samples: clean it first (numpy.nan_to_num)")
+    return wave_N
