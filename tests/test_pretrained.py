@@ -1,0 +1,138 @@
+"""Pretrained folders: written, read again, and never trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import speechkit
+from speechkit.pretrained import ASSETS, instantiate, list_models, load, save_pretrained
+from speechkit.text.tokenizers import CharTokenizer
+
+CONFIG: dict[str, Any] = {
+    "kind": "recognizer",
+    "languages": ["en"],
+    "features": {"_target_": "speechkit.audio.features.LogMel", "sample_rate": 16000, "num_mels": 40},
+    "model": {
+        "_target_": "speechkit.models.ctc.model.CtcModel",
+        "vocab_size": 31,
+        "encoder": {
+            "_target_": "speechkit.nn.conformer.ConformerEncoder",
+            "input_dim": 40,
+            "dim": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "ff_dim": 64,
+            "kernel_size": 7,
+        },
+    },
+    "decode": {
+        "_target_": "speechkit.models.ctc.infer.infer",
+        "options": {"_target_": "speechkit.models.ctc.infer.CtcDecodeOptions", "method": "greedy"},
+    },
+}
+
+
+def _save(directory: Path, config: dict[str, Any] | None = None) -> Path:
+    torch.manual_seed(0)
+    config = CONFIG if config is None else config
+    features = instantiate(CONFIG["features"], where="features")
+    model = instantiate(CONFIG["model"], where="model")
+    state_dict = torch.nn.ModuleDict({"features": features, "model": model}).state_dict()
+    tokenizer = CharTokenizer(symbols=list(" abcdefghijklmnopqrstuvwxyz"))
+    return save_pretrained(directory, config=config, state_dict=state_dict, tokenizer=tokenizer, card="# A model\n")
+
+
+def test_round_trip_gives_the_same_model(tmp_path: Path, rng: np.random.Generator) -> None:
+    first = load(_save(tmp_path / "a"), device="cpu")
+    second = load(_save(tmp_path / "b"), device="cpu")
+    wave = rng.normal(size=16000).astype(np.float32) * np.hanning(16000).astype(np.float32)
+    feats = first.features(torch.from_numpy(wave)[None], torch.tensor([16000]))
+    torch.testing.assert_close(first.model.frame_log_probs(*feats)[0], second.model.frame_log_probs(*feats)[0], rtol=0, atol=0)
+    assert first.languages == ("en",)
+    assert (tmp_path / "a" / "README.md").read_text(encoding="utf-8") == "# A model\n"
+
+
+def test_speechkit_load_is_the_same_function(tmp_path: Path) -> None:
+    assert speechkit.load(_save(tmp_path), device="cpu").sample_rate == 16000
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "subprocess.run", "speechkit.audio.io.np.save", "speechkit.models.ctc.model.torch.load", "builtins.eval", 3],
+)
+def test_foreign_targets_are_refused(tmp_path: Path, target: object) -> None:
+    directory = _save(tmp_path)
+    config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    config["model"]["encoder"]["_target_"] = target
+    (directory / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"_target_ .* (refused|does not exist)"):
+        load(directory)
+
+
+def test_a_reexported_foreign_object_is_refused() -> None:
+    # `nn` is a module that speechkit's model imports; its objects are torch's, whatever path leads to them.
+    with pytest.raises(ValueError, match=r"refused|does not exist"):
+        instantiate({"_target_": "speechkit.models.ctc.model.Tensor"}, where="model")
+
+
+def test_wrong_argument_names_the_place(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.encoder: .*wings"):
+        instantiate({**CONFIG["model"], "encoder": {**CONFIG["model"]["encoder"], "wings": 2}}, where="model")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "config.yaml").unlink(), "has no config.yaml"),
+        (lambda d: (d / "config.yaml").write_text("just text"), "lacks kind"),
+        (lambda d: (d / "config.yaml").write_text("a: [1"), "not valid YAML"),
+        (lambda d: (d / "model.safetensors").unlink(), "missing"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"rubbish"), "damaged"),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer"),
+    ],
+)
+def test_damaged_folders_are_explained(tmp_path: Path, damage: Any, message: str) -> None:
+    directory = _save(tmp_path)
+    damage(directory)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load(directory)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_shape_are_explained(tmp_path: Path) -> None:
+    directory = _save(tmp_path)
+    weights = load_file(directory / "model.safetensors")
+    weights["model.head.weight"] = torch.zeros(7, 32)
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit config\.yaml.*head\.weight"):
+        load(directory)
+
+
+def test_edited_feature_settings_are_noticed(tmp_path: Path) -> None:
+    directory = _save(tmp_path, {**CONFIG, "features_fingerprint": "0123456789ab"})
+    with pytest.raises(ValueError, match="fingerprint"):
+        load(directory)
+
+
+def test_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a shipped model"):
+        load("no-such-model")
+
+
+def test_config_without_a_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lacks model"):
+        _save(tmp_path, {key: value for key, value in CONFIG.items() if key != "model"})
+
+
+@pytest.mark.parametrize("info", list_models(), ids=lambda info: info.name)
+def test_shipped_models_load_and_are_small(info: Any) -> None:
+    assert info.num_bytes <= 5_000_000
+    assert (ASSETS / info.name / "README.md").read_text(encoding="utf-8").strip()
+    assert load(info.name, device="cpu").num_parameters() > 100_000
