@@ -43,6 +43,17 @@ class ManifestError(ValueError):
     """A manifest, or another list of utterances, that cannot be read; the message names file, line and remedy."""
 
 
+def base_directory(manifest: Path) -> str:
+    """The absolute directory that relative audio paths in a manifest start from."""
+    return os.path.abspath(manifest.parent)  # noqa: PTH100
+
+
+def rejects_path(path: str | os.PathLike[str]) -> Path:
+    """Where the rows left out of manifest `path` are told: out.jsonl[.gz] -> out.rejects.jsonl."""
+    file = Path(path)
+    return file.with_name(file.name.removesuffix(".gz").removesuffix(".jsonl") + ".rejects.jsonl")
+
+
 class Line(NamedTuple):
     """One line of a text file: its number (from 1), the byte offset where it begins, and its bytes without newline."""
 
@@ -226,7 +237,7 @@ def iter_manifest(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: must be 'raise' or 'skip'")
     file = resolve_manifest(path)
-    base = os.path.abspath(file.parent)  # noqa: PTH100
+    base = base_directory(file)
     num_bad = 0
     shown: list[str] = []
     for line in iter_lines(file):
@@ -340,7 +351,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 def manifest_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[Utterance], None]]:
     """Write a manifest row by row: gives a function to call with each utterance; atomic as `write_manifest` is."""
     file = Path(path)
-    base = os.path.abspath(file.parent)  # noqa: PTH100
+    base = base_directory(file)
     real_base = os.path.realpath(base)
     with atomic_file(file) as out:
 
