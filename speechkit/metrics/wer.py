@@ -1,7 +1,7 @@
 """Word and character error rates: counts first, summed over the corpus, divided once.
 
-Alignments come from jiwer (rapidfuzz underneath), so the totals agree with what most papers compute. Confidence intervals
-follow Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004).
+Alignments come from jiwer (rapidfuzz underneath), so the totals agree with what most papers compute. Confidence
+intervals follow Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation" (ICASSP 2004).
 
 A word is what white space separates; for unit "char" the items are the characters of the text with white space unified,
 single spaces included (jiwer's definition; the normaliser "char" removes them). Nothing else is normalised here.
@@ -236,7 +236,7 @@ def paired_bootstrap(
     rates = _resampled_rates([first, second], groups=groups, num_samples=num_samples, seed=seed)
     differences = rates[1] - rates[0]
     return PairedDifference(
-        difference=sum_counts(second).rate - sum_counts(first).rate,
+        difference=float(sum_counts(second).rate - sum_counts(first).rate),
         interval=_interval(differences, confidence=confidence, num_units=len(set(groups)) if groups else len(first)),
         improvement=float(np.mean(differences < 0) + 0.5 * np.mean(differences == 0)),
     )
@@ -293,9 +293,7 @@ class WerAccumulator:
         """
         size = len(ErrorCounts.__slots__)
         if len(state) != size * len(UNITS) + 1:
-            raise ValueError(
-                f"state: {len(state)} numbers given, {size * len(UNITS) + 1} expected; take them from state()"
-            )
+            raise ValueError(f"state: {len(state)} numbers given, {size * len(UNITS) + 1} expected; take them from state()")
         numbers = [int(value) for value in state]
         self.counts = {unit: ErrorCounts(*numbers[k * size : (k + 1) * size]) for k, unit in enumerate(UNITS)}
         self.num_utterances = numbers[-1]

@@ -1,14 +1,15 @@
-"""Versioned text normalisers: the same one for reference and hypothesis before scoring, or for transcripts before training.
+"""Versioned text normalisers, for transcripts before training and for reference and hypothesis before scoring.
 
-A rate means nothing without its normaliser: swapping one moves English word error rates by tenths of a per cent. So each
-has a version, raised with every change in its output, and an `id` that score files record:
+A rate means nothing without its normaliser: swapping one moves English word error rates by tenths of a per cent. So
+each has a version, raised with every change in its output, and an `id` that score files record:
 
 - `none`: the text as it is.
-- `basic`: Unicode NFKC, lower case, punctuation and symbols to spaces (an apostrophe between letters stays), white space
-  unified. Diacritics stay. For every language.
+- `basic`: Unicode NFKC, lower case, punctuation and symbols to spaces (an apostrophe between letters stays), white
+  space unified. Diacritics stay. For every language.
 - `char`: `basic` without any white space, for character error rates of languages written without spaces.
 - `whisper_en`: Whisper's English normaliser (Radford et al. 2022, appendix C) from the package whisper-normalizer:
-  numbers to digits, contractions, titles and British spellings expanded, fillers dropped. Its version names the package's.
+  numbers to digits, contractions, titles and British spellings expanded, fillers dropped. Its version names the
+  package's.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def get_normalizer(name: str) -> Normalizer:
     """The normaliser of a name.
 
     Args:
-        name: one of `NORMALIZER_NAMES`, or such a name with a version ("basic-1", or a whole `id`), which must then be the
-            one installed.
+        name: one of `NORMALIZER_NAMES`, or such a name with a version ("basic-1", or a whole `id`), which must then be
+            the one installed.
 
     Raises:
         ValueError: the name is unknown, or the version asked for is not the one installed.
