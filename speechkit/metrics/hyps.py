@@ -33,7 +33,8 @@ def read_hyps(path: str | Path, *, texts: Sequence[str] = ("ref", "hyp"), second
     """
     path = Path(path)
     if not path.is_file():
-        raise HypsError(f"{path}: no such file; write it with recipes/decode.py")
+        problem = "not a regular file" if path.exists() else "no such file"
+        raise HypsError(f"{path}: {problem}; give the hyps.jsonl that recipes/decode.py wrote")
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     with path.open("rb") as file:
