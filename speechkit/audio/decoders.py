@@ -100,7 +100,7 @@ class _AvDecoder:
         self.num_channels = len((self._head or codec).layout.channels)
         if not (0 < self.sample_rate <= MAX_SAMPLE_RATE and 0 < self.num_channels <= _MAX_CHANNELS):
             raise AudioError(f"{name}: holds no samples; leave it out")
-        self.num_samples = None  # containers round their durations: only decoding tells
+        self.num_samples: int | None = None  # containers round their durations: only decoding tells
         self.format = f"{container.format.name.split(',')[0].upper()}/{codec.name.upper()}"
 
     def blocks(self, first: int, count: int | None) -> Iterator[np.ndarray]:
@@ -110,9 +110,7 @@ class _AvDecoder:
         try:
             yield from self._container.decode(self._stream)
         except self._av.error.FFmpegError as error:
-            raise AudioError(
-                f"{self.name}: damaged audio data ({one_line(error)}); restore the file or leave it out"
-            ) from error
+            raise AudioError(f"{self.name}: damaged audio data ({one_line(error)}); restore the file or leave it out") from error
 
     def _decode(self) -> Iterator[np.ndarray]:
         if self._head is None:
@@ -208,8 +206,7 @@ def _open_sndfile(name: str, file: IO[bytes]) -> Iterator[Decoder]:
         opened = soundfile.SoundFile(target, closefd=False)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         raise AudioError(
-            f"{name}: not an audio file that can be read ({one_line(error)}); "
-            "convert it to WAV or FLAC, or leave it out"
+            f"{name}: not an audio file that can be read ({one_line(error)}); convert it to WAV or FLAC, or leave it out"
         ) from error
     with opened:
         yield _SndfileDecoder(name, opened)
