@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _VERSION = 1
 _META = "index.json"
 _DURATIONS, _NUM_TOKENS, _OFFSETS = "durations.f32", "num_tokens.i32", "offsets.i64"
-_DTYPES = {_DURATIONS: np.dtype("<f4"), _NUM_TOKENS: np.dtype("<i4"), _OFFSETS: np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {_DURATIONS: np.dtype("<f4"), _NUM_TOKENS: np.dtype("<i4"), _OFFSETS: np.dtype("<i8")}
 _BUFFERED_ROWS = 1 << 15
 
 
@@ -208,7 +208,7 @@ def _text_fingerprint(tokenizer: Tokenizer, normalizer: Normalizer | None) -> st
 def _write_columns(file: Path, directory: Path, tokenizer: Tokenizer | None, normalizer: Normalizer | None) -> tuple[int, float]:
     base = base_directory(file)
     durations, num_tokens, offsets = array("f"), array("i"), array("q")
-    buffers = {_DURATIONS: durations, _NUM_TOKENS: num_tokens, _OFFSETS: offsets}
+    buffers: dict[str, array[Any]] = {_DURATIONS: durations, _NUM_TOKENS: num_tokens, _OFFSETS: offsets}
     names = _column_names(tokenizer is not None)
     num_rows, seconds = 0, 0.0
     with ExitStack() as stack:
@@ -242,7 +242,7 @@ def _read_meta(directory: Path) -> dict[str, Any]:
         meta = parse_row(path.read_bytes(), str(path))
     except OSError as error:
         raise ManifestError(f"{directory}: no index here ({error.strerror}); make it with `speechkit index`") from error
-    wanted = {
+    wanted: dict[str, Any] = {
         "manifest": str,
         "manifest_size": int,
         "manifest_mtime_ns": int,

@@ -48,12 +48,6 @@ def base_directory(manifest: Path) -> str:
     return os.path.abspath(manifest.parent)  # noqa: PTH100
 
 
-def rejects_path(path: str | os.PathLike[str]) -> Path:
-    """Where the rows left out of manifest `path` are told: out.jsonl[.gz] -> out.rejects.jsonl."""
-    file = Path(path)
-    return file.with_name(file.name.removesuffix(".gz").removesuffix(".jsonl") + ".rejects.jsonl")
-
-
 class Line(NamedTuple):
     """One line of a text file: its number (from 1), the byte offset where it begins, and its bytes without newline."""
 

@@ -28,9 +28,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
-) -> Iterator[tuple[Item, Result]]:
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[tuple[Item, Result]]:
     """Apply `function` to every item in threads; yields (item, result) in the order of the items.
 
     Items are drawn as results are taken, a few per thread ahead, so that endless or huge iterables do not fill memory.
@@ -60,9 +58,7 @@ def ordered_map(
                 future.cancel()
 
 
-def progress_bar(
-    items: Iterable[Item], *, description: str, total: int | None = None, unit: str = "utt"
-) -> Iterable[Item]:
+def progress_bar(items: Iterable[Item], *, description: str, total: int | None = None, unit: str = "utt") -> Iterable[Item]:
     """The items, with a progress bar when standard error is a terminal and tqdm is installed."""
     if not sys.stderr.isatty():
         return items
