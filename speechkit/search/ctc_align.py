@@ -64,9 +64,7 @@ def ctc_align(
     return _alignments(emit_TBS, states_TB, reachable_B, lens, token_lens)
 
 
-def _check_tokens(
-    tokens_BU: Tensor, token_lens_B: Tensor, shape: tuple[int, ...], blank: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _check_tokens(tokens_BU: Tensor, token_lens_B: Tensor, shape: tuple[int, ...], blank: int) -> tuple[np.ndarray, np.ndarray]:
     """The transcripts with blanks past their lengths, and the lengths, both int64 on the CPU."""
     batch, _, vocab = shape
     tokens = tokens_BU.detach().cpu().numpy().astype(np.int64)
@@ -129,7 +127,7 @@ def _trace_back(
     state = np.where(last_BS[rows, final_token] > last_BS[rows, final_blank], final_token, final_blank)
     reachable_B = last_BS[rows, state] > -np.inf
     moves_TBS[np.arange(num_frames)[:, None] >= lens_B] = 0
-    flat, base = moves_TBS.reshape(num_frames, -1), rows * num_states
+    flat, base = moves_TBS.reshape(num_frames, batch * num_states), rows * num_states
     states_TB = np.empty((num_frames, batch), dtype=np.int64)
     for t in reversed(range(num_frames)):
         states_TB[t] = state

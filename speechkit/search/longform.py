@@ -1,0 +1,107 @@
+"""Long recordings in windows: where to cut, and how to join what the encoder made of each.
+
+Neighbouring windows overlap by twice the context. Of each window's output frames the middle is kept, so that every
+frame kept has seen its context, and the kept frames tile the recording. Frames are joined before decoding: repeats
+and blanks then collapse once over the whole recording and no text has to be merged (Peng et al. 2024, "OWSM-CTC",
+section 3.4).
+Shape legend: T frames, V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a long recording.
+
+    Attributes:
+        start, end: the inputs (samples or feature frames) it takes, end excluded.
+        first_frame: output frame of the recording that its first output frame is.
+        keep_start, keep_end: output frames of the recording to take from it; `keep_end` is None for the last
+            window, which gives all it has.
+    """
+
+    start: int
+    end: int
+    first_frame: int
+    keep_start: int
+    keep_end: int | None
+
+
+def plan_windows(num_inputs: int, *, window: int, context: int, stride: int = 1) -> list[Window]:
+    """Cut a recording into overlapping windows that begin on whole output frames.
+
+    All windows are equally long, the last one up to one stride shorter; a recording no longer than a window is one.
+
+    Args:
+        num_inputs: length of the recording, in samples or feature frames.
+        window: length of a window in inputs; rounded down to whole output frames.
+        context: inputs at each inner edge of a window whose output is not used; rounded up to whole output frames.
+        stride: inputs for each output frame: the encoder's subsampling factor, times the hop length when the inputs
+            are samples.
+
+    Returns:
+        The windows in order; none for an empty recording.
+
+    Raises:
+        ValueError: a length is negative, or a window has no middle to keep.
+    """
+    if num_inputs < 0 or context < 0 or stride < 1:
+        raise ValueError(f"num_inputs {num_inputs}, context {context}, stride {stride}; give 0, 0 and 1 or more")
+    size, edge = window // stride, -(-context // stride)
+    hop = size - 2 * edge
+    if hop < 1:
+        raise ValueError(
+            f"window {window} leaves nothing between two contexts of {context} at stride {stride}; "
+            f"give a window of at least {(2 * edge + 1) * stride}"
+        )
+    if num_inputs == 0:
+        return []
+    last = max(0, -(-num_inputs // stride) - size)  # output frame where the last window begins
+    firsts = [*range(0, last, hop), last]
+    seams = [0, *(first + size - edge for first in firsts[:-1]), None]
+    return [
+        Window(
+            start=first * stride,
+            end=min((first + size) * stride, num_inputs),
+            first_frame=first,
+            keep_start=keep_start,
+            keep_end=keep_end,
+        )
+        for first, (keep_start, keep_end) in zip(firsts, pairwise(seams), strict=True)
+    ]
+
+
+def stitch(outputs: Iterable[Tensor], windows: Sequence[Window]) -> Tensor:
+    """Join the output frames of the windows into those of the recording.
+
+    Args:
+        outputs: output of each window, time first: log-probabilities (T, V), or labels (T,). Frames after the
+            window's own last one (padding) must be cut off.
+        windows: the plan that the outputs were made by.
+
+    Returns:
+        The output frames of the recording, shape (T, ...).
+
+    Raises:
+        ValueError: there are not as many outputs as windows, or an output ends before the frames to keep from it.
+    """
+    pieces = []
+    for i, (output, window) in enumerate(zip(outputs, windows, strict=True)):
+        begin = window.keep_start - window.first_frame
+        end = len(output) if window.keep_end is None else window.keep_end - window.first_frame
+        if end > len(output):
+            raise ValueError(
+                f"outputs[{i}] has {len(output)} frames where {end} are needed; give a longer context or check stride"
+            )
+        pieces.append(output[begin:end])
+    if not pieces:
+        raise ValueError("outputs is empty; a recording without windows has no frames to stitch")
+    return torch.cat(pieces)
