@@ -1,0 +1,66 @@
+"""What turns a failing batch into a message that a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from speechkit.types import AsrBatch
+
+MAX_IDS = 64
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says what happened to which utterances, and what to set."""
+
+
+def describe_batch(batch: AsrBatch, sample_rate: int) -> str:
+    """One line on the size of a batch: utterances, longest audio and target, padded seconds."""
+    num_rows, num_samples = batch.wave_BN.shape
+    longest = num_samples / sample_rate
+    return (
+        f"{num_rows} utterances, the longest {longest:.2f} s and {batch.tokens_BU.shape[1]} tokens, "
+        f"{num_rows * longest:.1f} padded seconds in all, the first {batch.ids[0] if batch.ids else '-'}"
+    )
+
+
+@contextmanager
+def explain_oom(batch: AsrBatch, sample_rate: int) -> Iterator[None]:
+    """Names the bucket when a step runs out of memory.
+
+    Raises:
+        TrainingError: the device (or the host) ran out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory in a batch of {describe_batch(batch, sample_rate)}. Lower data.sampler.max_batch_seconds "
+            "(and raise trainer.accumulate_grad_batches to keep the step as large), drop long utterances with "
+            "data.max_seconds, or let `speechkit batch-size` find the largest safe batch of every bucket"
+        ) from error
+
+
+def nonfinite_message(losses: Iterable[torch.Tensor], ids: Iterable[tuple[str, ...]]) -> str:
+    """Names the utterances behind a step whose gradient is NaN or infinite.
+
+    Args:
+        losses: loss of each batch since the last optimizer step, scalars.
+        ids: utterance ids of those batches.
+    """
+    pairs = [(bool(torch.isfinite(loss)), names) for loss, names in zip(losses, ids)]
+    guilty = [name for finite, names in pairs for name in names if not finite]
+    what = "loss" if guilty else "gradient"
+    names = guilty or [name for _, names in pairs for name in names]
+    shown = ", ".join(names[:MAX_IDS]) + (f" and {len(names) - MAX_IDS} more" if len(names) > MAX_IDS else "")
+    return f"NaN or infinite {what} in a step over {len(names)} utterances: {shown}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error)  # on the host, torch raises a plain RuntimeError

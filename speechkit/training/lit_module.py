@@ -1,0 +1,164 @@
+"""The whole training path: one LightningModule for every family that one optimizer trains.
+
+    batch (waveforms) -> features -> augmentation (num_views copies) -> model.loss -> backward -> clip -> step
+    batch (waveforms) -> features -> model.loss, infer -> summed losses and error counts, divided once per validation
+
+What to train is handed in ready-made; a family differs in its `model` and `infer` alone. Data come from a datamodule,
+checkpoints, averages, progress and logs from callbacks beside this file.
+
+Shape legend: B batch, N samples, T frames, F mel bins, U tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from speechkit.metrics.wer import WerAccumulator
+from speechkit.text.tokenizers import Tokenizer
+from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
+from speechkit.training.optim import parameter_groups
+from speechkit.types import AsrBatch, Hypothesis
+
+
+class LitModule(pl.LightningModule):
+    """Features, augmentation, model and how to optimise them.
+
+    Args:
+        features: waveforms to features; has `sample_rate` (Hz) and `frame_shift` (seconds).
+        augment: features to augmented features, in training only; draws anew for every row.
+        model: has `loss(feats_BTF, feat_lens_B, batch) -> LossOutput` and `num_views`.
+        tokenizer: the one that made the targets.
+        optimizer: parameter groups to optimizer, e.g. a partial of `torch.optim.AdamW`.
+        scheduler: (optimizer, total steps) to schedule, e.g. a partial of `speechkit.training.optim.noam`.
+        infer: the family's `infer`, with its options bound.
+        on_nonfinite: what a NaN or infinite gradient does: "stop" training, or "skip" the step; both name the
+            utterances.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: nn.Module,
+        augment: nn.Module,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer, int], Any],
+        infer: Callable[..., list[Hypothesis]],
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        super().__init__()
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite={on_nonfinite!r} is unknown; choose stop or skip")
+        self.features, self.augment, self.model = features, augment, model
+        self.tokenizer, self.infer = tokenizer, infer
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.on_nonfinite = on_nonfinite
+        self.num_skipped_steps = 0
+        self._since_step: list[tuple[Tensor, tuple[str, ...]]] = []  # loss and ids of each accumulated batch
+        self._valid_wer = WerAccumulator()
+        self._valid_loss = (0.0, 0.0)  # summed loss, summed targets
+
+    def training_step(self, batch: AsrBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        self._batch = batch
+        with explain_oom(batch, self.sample_rate):
+            feats_BTF, feat_lens_B = self.compute_features(batch, views=self.model.num_views)
+            output = self.model.loss(feats_BTF, feat_lens_B, batch)
+        self._since_step.append((output.loss.detach(), batch.ids))
+        logged = {"train/loss": output.loss.detach()} | {f"train/{name}": part for name, part in output.parts.items()}
+        self.log_dict({name: value.float() for name, value in logged.items()}, batch_size=len(batch.ids))
+        return output.loss
+
+    def compute_features(self, batch: AsrBatch, *, views: int = 1) -> tuple[Tensor, Tensor]:
+        """Features of a batch in fp32; in training, `views` copies of them, one after the other, augmented each for itself.
+
+        Returns:
+            feats_BTF, shape (views * B, T, F), and feat_lens_B, shape (views * B,).
+        """
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            feats_BTF, feat_lens_B = self.features(batch.wave_BN, batch.wave_lens_B)
+            feats_BTF, feat_lens_B = feats_BTF.repeat(views, 1, 1), feat_lens_B.repeat(views)
+            return (self.augment(feats_BTF, feat_lens_B) if self.training else feats_BTF), feat_lens_B
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Back-propagates; memory runs out here as often as in the step."""
+        with explain_oom(self._batch, self.sample_rate):
+            super().backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips by the global norm, logs it, and stops or skips a step that is not finite."""
+        norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        steps, self._since_step = self._since_step, []
+        self.log("train/grad_norm", norm, batch_size=1)
+        self.log("train/lr", optimizer.param_groups[0]["lr"], batch_size=1)
+        if torch.isfinite(norm):
+            return
+        losses, ids = zip(*steps)
+        if self.trainer.precision == "16-mixed" and all(torch.isfinite(loss) for loss in losses):
+            return  # fp16 overflow is part of loss scaling: the scaler skips the step and lowers its scale
+        message = nonfinite_message(losses, ids)
+        if self.on_nonfinite == "stop":
+            raise TrainingError(f"{message}. Look at these, lower optim.lr, or pass on_nonfinite=skip to go on without them")
+        optimizer.zero_grad(set_to_none=True)  # a parameter without gradient is left alone by the step that follows
+        self.num_skipped_steps += 1
+        print(f"step {self.trainer.global_step} skipped: {message}")
+
+    def validation_step(self, batch: AsrBatch, batch_idx: int) -> list[Hypothesis]:
+        """Adds a batch to the validation sums; returns its hypotheses for callbacks to show."""
+        with explain_oom(batch, self.sample_rate):
+            feats_BTF, feat_lens_B = self.compute_features(batch)
+            output = self.model.loss(feats_BTF, feat_lens_B, batch)
+            hypotheses = self.infer(
+                self.model, feats_BTF, feat_lens_B, tokenizer=self.tokenizer, frame_shift=self.features.frame_shift
+            )
+        loss, targets = self._valid_loss
+        num_targets = float(output.num_targets)
+        self._valid_loss = (loss + float(output.loss) * num_targets, targets + num_targets)
+        self._valid_wer.update(batch.texts, [hypothesis.text for hypothesis in hypotheses])
+        return hypotheses
+
+    def on_validation_epoch_end(self) -> None:
+        """Sums over ranks, divides once, logs."""
+        sums = torch.tensor([*self._valid_loss, *self._valid_wer.state()], dtype=torch.float64, device=self.device)
+        loss, targets, *counts = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        self._valid_wer.load_state([round(count) for count in counts])
+        metrics = {"valid/loss": loss / max(targets, 1.0), "valid/wer": self._valid_wer.wer, "valid/cer": self._valid_wer.cer}
+        self.log_dict(metrics, batch_size=1, rank_zero_only=False, sync_dist=False)
+        self._valid_wer.reset()
+        self._valid_loss = (0.0, 0.0)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over two parameter groups and its per-step schedule."""
+        optimizer = self.optimizer(parameter_groups(self.model))
+        scheduler = self.scheduler(optimizer, self.count_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def count_steps(self) -> int:
+        """Optimizer steps of the whole training, judged by the first epoch; the same after a resume.
+
+        Lightning's own estimate would read the epoch that a resumed run is in, and set up its loader too early.
+        """
+        trainer = self.trainer
+        batches, limit = trainer.datamodule.batches_per_epoch, trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        ends = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            ends.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+        if not ends:
+            raise ValueError("the learning-rate schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        return min(ends)
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate of the features, in Hz."""
+        return int(self.features.sample_rate)

@@ -1,0 +1,110 @@
+"""What every recipe needs around its work: the run directory, threads, seeds, the tokenizer, and errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from speechkit.text.tokenizers import Tokenizer, load_tokenizer
+from speechkit.training.guards import TrainingError
+from speechkit.training.resume import LAST
+
+TOKENIZER_PATIENCE = 600.0  # seconds that other ranks wait for rank 0 to train the tokenizer
+USER_ERRORS = (ValueError, OSError, ImportError, TrainingError)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line for errors that a user can mend; `HYDRA_FULL_ERROR=1` shows the traceback.
+
+    Faults of the code itself keep their traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = error
+        while type(cause).__name__ == "InstantiationException" and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__  # Hydra's wrapping of an error in a constructor
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, USER_ERRORS):
+            raise
+        where = f" (config {error.full_key})" if getattr(error, "full_key", "") else ""
+        print(f"error: {cause}{where}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def set_threads(num_threads: int | None) -> None:
+    """Sets the number of CPU threads of torch's operations; None leaves torch's choice."""
+    if num_threads is not None:
+        if num_threads < 1:
+            raise ValueError(f"threads={num_threads} must be at least 1; null leaves the choice to torch")
+        torch.set_num_threads(num_threads)
+
+
+def claim_run_dir(run_dir: str | Path, *, resume: bool) -> Path | None:
+    """Makes the run directory and finds the checkpoint to go on from.
+
+    Returns:
+        The last checkpoint, or None for a fresh start.
+
+    Raises:
+        ValueError: the directory holds a run already and `resume` is not set.
+    """
+    last = Path(run_dir) / "checkpoints" / LAST
+    if last.exists() and not resume:
+        raise ValueError(f"{run_dir} already holds a run: pass resume=true to go on with it, or another run_dir=")
+    last.parent.mkdir(parents=True, exist_ok=True)
+    if resume and not last.exists():
+        print(f"nothing to resume in {run_dir}: starting afresh")
+    return last if last.exists() else None
+
+
+def obtain_tokenizer(
+    directory: str | Path, train: Callable[[Iterable[str]], Tokenizer], texts: Callable[[], Iterable[str]]
+) -> Tokenizer:
+    """Loads the tokenizer of a run, after training it on rank 0 if it is not there yet.
+
+    Args:
+        directory: where it is or will be saved.
+        train: makes a tokenizer from texts.
+        texts: gives the training texts; called only when needed.
+
+    Raises:
+        ValueError: rank 0 did not deliver within ten minutes.
+    """
+    directory = Path(directory)
+    if not directory.is_dir() and rank_zero_only.rank == 0:
+        partial = directory.with_name(f"{directory.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        train(texts()).save(partial)
+        partial.rename(directory)
+    started = time.monotonic()
+    while not directory.is_dir():
+        if time.monotonic() - started > TOKENIZER_PATIENCE:
+            raise ValueError(f"{directory} did not appear: the process of rank 0 should have trained the tokenizer")
+        time.sleep(0.2)
+    return load_tokenizer(directory)
+
+
+def write_json(path: str | Path, values: dict[str, Any]) -> None:
+    """Writes a small JSON file for people and tools to read."""
+    Path(path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def model_card(*, name: str, command: str, metrics: dict[str, float], num_parameters: int, facts: dict[str, str]) -> str:
+    """The README.md of an exported model."""
+    lines = [f"# {name}", "", "A speech recogniser trained with speechkit.", ""]
+    lines += [f"- {key}: {value}" for key, value in {"parameters": f"{num_parameters:,}", **facts}.items()]
+    lines += ["", "| metric (validation) | value |", "|---|---|"]
+    lines += [f"| {metric} | {value:.4f} |" for metric, value in metrics.items()]
+    lines += ["", "Trained by", "", f"    {command}", "", "Use", "", "    import speechkit"]
+    return "\n".join([*lines, '    speechkit.load("<this folder>").transcribe(["a.wav"])', ""])
