@@ -1,8 +1,9 @@
 """Hotwords: words and phrases that a search should favour.
 
 A trie over token ids gives a boost for every token of a phrase while it is being spelled, so that the first tokens
-survive the beam, and takes the boost back when the phrase is not completed. Failure links lead to the longest ending
-that begins another phrase (Aho and Corasick 1975, "Efficient string matching: an aid to bibliographic search").
+survive the beam, and takes the boost back when the phrase is not completed. Failure links lead to where the tokens
+read since would have led by themselves (Aho and Corasick 1975, "Efficient string matching: an aid to bibliographic
+search"), so that what a text earns in the end is the boost of its leftmost longest phrases, which do not overlap.
 Phrases match whole words only: they begin where a word begins and count once the next word begins or the text ends.
 """
 
@@ -22,7 +23,7 @@ class _Node:
 
     Attributes:
         boost: what the tokens up to here were given.
-        kept: what of it stays when the match fails here: the boost of a shorter phrase completed on the way.
+        kept: what of it stays when the match fails here, apart from the fallback's own boost: phrases completed within.
         complete: whether a phrase ends here.
         fallback: where to go on when the match fails; None at the root.
         children: next node by token id.
@@ -39,7 +40,7 @@ class HotwordScorer:
     """A `Scorer` that favours given phrases.
 
     The boost of a phrase is its weight times its number of tokens, a natural log-probability like the search's own
-    scores. Where phrases begin alike, the larger weight counts for the tokens they share. Matches do not overlap.
+    scores. Where phrases begin alike, the larger weight counts for the tokens they share.
 
     Args:
         hotwords: the phrases, each with its weight or all with `weight`.
@@ -103,25 +104,35 @@ class HotwordScorer:
         node.complete = True
 
     def _link(self) -> None:
-        """Sum the boosts along the trie and find what is kept and where to go on after a failure."""
-        level: list[tuple[tuple[int, ...], _Node]] = [((), self._root)]
+        """Sum the boosts along the trie and find what a failure at each node leaves.
+
+        That is what the scorer makes of the same tokens when it does not begin at the first one: it goes on after the
+        longest phrase completed on the way, else at the second token. It meets shallower nodes only, done before.
+        """
+        level: list[tuple[tuple[int, ...], int, _Node]] = [((), 0, self._root)]  # path, tokens completed, node
         while level:
             below = []
-            for path, node in level:
+            for path, completed, node in level:
                 for token, child in node.children.items():
                     child.boost += node.boost
-                    child.kept = node.boost if node.complete and self._starts_word[token] else node.kept
-                    child.fallback = self._longest_ending((*path, token))
-                    below.append(((*path, token), child))
+                    own_completed = len(path) if node.complete and self._starts_word[token] else completed
+                    child_path = (*path, token)
+                    self._set_fallback(child, child_path, own_completed)
+                    below.append((child_path, own_completed, child))
             level = below
 
-    def _longest_ending(self, path: tuple[int, ...]) -> _Node:
-        """The deepest node that spells a proper ending of the path which begins at a word."""
-        for start in range(1, len(path)):
-            if self._starts_word[path[start]] or self._opens_word[path[start - 1]]:
-                node: _Node | None = self._root
-                for token in path[start:]:
-                    node = node.children.get(token) if node is not None else None
-                if node is not None:
-                    return node
-        return self._root
+    def _set_fallback(self, node: _Node, path: tuple[int, ...], completed: int) -> None:
+        begin = completed or 1
+        state = self._root, self._opens_word[path[begin - 1]]
+        kept = self._boost_of(path[:completed])
+        for token in path[begin:]:
+            added, state = self.score(state, token)
+            kept += added
+        node.fallback = state[0]
+        node.kept = kept - node.fallback.boost
+
+    def _boost_of(self, path: tuple[int, ...]) -> float:
+        node = self._root
+        for token in path:
+            node = node.children[token]
+        return node.boost

@@ -9,7 +9,7 @@ Shape legend: T frames, V vocab.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -79,7 +79,7 @@ def plan_windows(num_inputs: int, *, window: int, context: int, stride: int = 1)
     ]
 
 
-def stitch(outputs: Iterable[Tensor], windows: Sequence[Window]) -> Tensor:
+def stitch(outputs: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
     """Join the output frames of the windows into those of the recording.
 
     Args:
@@ -93,6 +93,8 @@ def stitch(outputs: Iterable[Tensor], windows: Sequence[Window]) -> Tensor:
     Raises:
         ValueError: there are not as many outputs as windows, or an output ends before the frames to keep from it.
     """
+    if len(outputs) != len(windows) or not windows:
+        raise ValueError(f"outputs has {len(outputs)} entries for {len(windows)} windows; give one for each, at least one")
     pieces = []
     for i, (output, window) in enumerate(zip(outputs, windows, strict=True)):
         begin = window.keep_start - window.first_frame
@@ -102,6 +104,4 @@ def stitch(outputs: Iterable[Tensor], windows: Sequence[Window]) -> Tensor:
                 f"outputs[{i}] has {len(output)} frames where {end} are needed; give a longer context or check stride"
             )
         pieces.append(output[begin:end])
-    if not pieces:
-        raise ValueError("outputs is empty; a recording without windows has no frames to stitch")
     return torch.cat(pieces)
