@@ -40,7 +40,7 @@ MAX_MERGE_GAP: Seconds = 1.0  # regions closer than this share one window when t
 
 
 class Region(NamedTuple):
-    """A stretch of speech: the recording it belongs to, where it starts, its samples, and whether it ends the recording."""
+    """A stretch of speech: the recording it belongs to, where it starts, and its samples."""
 
     recording: int
     start: Seconds
@@ -231,12 +231,12 @@ class Recognizer:
     def _windows(self, feats_TF: Tensor) -> list[Window]:
         """How a region of T frames is cut into windows; window starts fall on whole output frames."""
         shift = float(self.features.frame_shift)
-        factor = int(self.model.encoder.subsampling_factor)
+        factor = int(self.model.subsampling_factor)
         return plan_windows(
             feats_TF.shape[0],
             window=_round_to(self.window_seconds / shift, factor),
             context=_round_to(self.context_seconds / shift, factor),
-            factor=factor,
+            stride=factor,
         )
 
     @torch.inference_mode()
@@ -255,7 +255,7 @@ class Recognizer:
             lens_B,
             tokenizer=self.tokenizer,
             options=options,
-            frame_shift=float(self.features.frame_shift) * int(self.model.encoder.subsampling_factor),
+            frame_shift=float(self.features.frame_shift) * int(self.model.subsampling_factor),
         )
 
 
@@ -285,7 +285,7 @@ class _Job:
         self._regions.append(Region(region.recording, region.start, np.zeros(0, dtype=np.float32)))
         self._places[number] = self.recognizer._windows(feats_TF)
         self._open[region.recording] += 1
-        self._waiting += [_Window(number, place, feats_TF[place.begin : place.end]) for place in self._places[number]]
+        self._waiting += [_Window(number, place, feats_TF[place.start : place.end]) for place in self._places[number]]
         if len(self._waiting) >= self.LOOK_AHEAD * self.batch_size:
             yield from self._run()
 

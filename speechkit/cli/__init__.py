@@ -1,0 +1,101 @@
+"""The `speechkit` command. Every command imports what it needs when it runs: `--help` never loads torch."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from speechkit import __version__
+from speechkit.cli import data, speech
+from speechkit.cli.run import PASS_ON, recipe_command, run_file
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="speechkit")
+def main() -> None:
+    """Speech recognition, synthesis and translation: trained by recipe, used from Python or the shell."""
+
+
+main.add_command(speech.transcribe)
+for command in (data.prepare, data.download, data.validate, data.index, data.shard, data.bins):
+    main.add_command(command)
+main.add_command(
+    recipe_command(
+        "train",
+        "train.py",
+        "Train a model by recipe.",
+        """Train a model: speechkit train experiment=<name> [key=value ...].
+
+    \b
+    speechkit train experiment=fsdd_ctc                       train a recipe
+    speechkit train experiment=fsdd_ctc resume=true           go on after an interruption, exactly
+    speechkit train -m experiment=fsdd_ctc optim.lr=1e-3,3e-3 sweep
+    speechkit train experiment=fsdd_ctc --cfg job             print the composed configuration
+    """,
+    )
+)
+main.add_command(
+    recipe_command(
+        "decode",
+        "decode.py",
+        "Decode a manifest into hyps.jsonl.",
+        """Decode a manifest: speechkit decode checkpoint=<folder> manifest=<jsonl> output=<jsonl> [key=value ...].
+
+    Writes one row per utterance: id, ref, hyp, score, audio_s, decode_s, speaker, lang.
+    """,
+    )
+)
+main.add_command(
+    recipe_command(
+        "batch-size",
+        "batch_size.py",
+        "Find the largest batch per bucket.",
+        """Find the largest batch per bucket: speechkit batch-size experiment=<name> output=<yaml> [key=value ...].
+
+    Runs real training steps of the real model and optimiser on synthetic audio, longest bucket first, until memory is
+    full, and writes a table that `data.batch_sizes=<yaml>` takes.
+    """,
+    )
+)
+
+
+@main.command(
+    context_settings={**PASS_ON, "help_option_names": []},
+    short_help="Score hyps.jsonl: word and character error rates.",
+)
+@click.argument("hyps", nargs=-1, type=click.UNPROCESSED)
+def score(hyps: tuple[str, ...]) -> None:
+    """Score hyps.jsonl: word and character error rates; takes all options of scripts/score_wer.py."""
+    run_file("scripts", "score_wer.py", hyps)
+
+
+@main.command()
+def doctor() -> None:
+    """Versions, devices, and which optional parts are present or missing."""
+    from speechkit.doctor import report
+
+    text, healthy = report()
+    click.echo(text)
+    if not healthy:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def models(as_json: bool) -> None:
+    """The models that ship with the package and load by name."""
+    import dataclasses
+
+    from speechkit.pretrained import list_models
+
+    found = list_models()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(info) for info in found], indent=2))
+        return
+    for info in found:
+        click.echo(
+            f"{info.name:<14} {info.family:<10} {','.join(info.languages):<8} {info.num_bytes / 1e6:5.1f} MB  {info.description}"
+        )
+    if not found:
+        click.echo("no model ships with this build; train one: speechkit train experiment=fsdd_ctc")

@@ -1,0 +1,157 @@
+"""Recognizer: inputs, order, batch invariance, long recordings in windows."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechkit.models.ctc.infer import CtcDecodeOptions, infer
+from speechkit.pretrained import load
+from speechkit.recognizer import Recognizer, _hold_back_open_region, _merge, join_hypotheses
+from speechkit.search.longform import stitch
+from speechkit.types import Hypothesis, Word
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return load("fsdd-ctc", device="cpu")
+
+
+@pytest.fixture
+def digits(data_root: Path) -> list[Path]:
+    return sorted((data_root / "fsdd" / "audio").rglob("*_0[0-4].flac"))[:24]
+
+
+def _buzz(seconds: float, seed: int = 0) -> np.ndarray:
+    """A vowel-like buzz in bursts."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * RATE)) / RATE
+    pitch = 110 + 40 * rng.random()
+    wave = sum(np.sin(2 * np.pi * pitch * k * time + rng.random()) / k for k in range(1, 16))
+    return (0.1 * wave * (np.sin(2 * np.pi * 1.3 * time) > -0.3)).astype(np.float32)
+
+
+def test_every_kind_of_input_gives_the_same(tmp_path: Path, recognizer: Recognizer) -> None:
+    wave = _buzz(1.5)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, wave, RATE, subtype="FLOAT")
+    stereo = np.stack([wave, wave])
+    inputs = [path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), wave, torch.from_numpy(wave), stereo, stereo.T]
+    results = recognizer.transcribe(inputs, batch_size=3)
+    assert len({hypothesis.tokens for hypothesis in results}) == 1
+    assert all(hypothesis.audio_s == pytest.approx(1.5) for hypothesis in results)
+    integers = recognizer.transcribe((wave * 32767).astype(np.int16))[0]
+    assert integers.tokens == results[0].tokens
+
+
+def test_arrays_of_another_rate_are_resampled(recognizer: Recognizer) -> None:
+    assert recognizer.transcribe(_buzz(1.0), sample_rate=8000)[0].audio_s == pytest.approx(2.0, abs=0.01)
+
+
+@pytest.mark.parametrize("bad", [3, {"a": 1}, np.zeros((2, 3, 4), np.float32), np.array(["a"])])
+def test_wrong_kinds_are_refused(recognizer: Recognizer, bad: object) -> None:
+    with pytest.raises(ValueError, match="audio"):
+        recognizer.transcribe(bad)
+
+
+def test_wrong_options_are_refused(recognizer: Recognizer) -> None:
+    for options, message in [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"language": "xx"}, "language='xx'"),
+        ({"timestamps": "syllable"}, "timestamps"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            recognizer.transcribe(_buzz(0.5), **options)
+
+
+def test_silence_and_noise_give_no_words(recognizer: Recognizer, rng: np.random.Generator) -> None:
+    hum = 0.05 * np.sin(2 * np.pi * 50 * np.arange(3 * RATE) / RATE)
+    noises = [np.zeros(RATE), np.zeros(0), 0.1 * rng.normal(size=3 * RATE), hum, 1e-4 * rng.normal(size=40 * RATE)]
+    for hypothesis in recognizer.transcribe([noise.astype(np.float32) for noise in noises]):
+        assert (hypothesis.text, hypothesis.error) == ("", "")
+
+
+def test_batch_size_and_order_never_change_the_text(recognizer: Recognizer, digits: list[Path]) -> None:
+    one = recognizer.transcribe(digits, batch_size=1, timestamps="word")
+    for batch_size in (4, 16):
+        assert [h.tokens for h in recognizer.transcribe(digits, batch_size=batch_size)] == [h.tokens for h in one]
+    order = np.random.default_rng(1).permutation(len(digits))
+    shuffled = recognizer.transcribe([digits[i] for i in order], batch_size=16)
+    assert [shuffled[i].tokens for i in np.argsort(order)] == [h.tokens for h in one]
+
+
+def test_long_recordings_keep_words_and_times(recognizer: Recognizer, digits: list[Path]) -> None:
+    pause = np.zeros(int(0.6 * RATE), np.float32)
+    pieces, starts, length = [], [], 0
+    chosen = (digits * 4)[:70]
+    for path in chosen:
+        wave, _ = soundfile.read(path, dtype="float32")
+        starts.append((length + len(pause)) / RATE)
+        pieces += [pause, wave]
+        length += len(pause) + len(wave)
+    hypothesis = recognizer.transcribe(np.concatenate(pieces), timestamps="word")[0]
+    single = " ".join(h.text for h in recognizer.transcribe(chosen))
+    matches = sum(a == b for a, b in zip(hypothesis.text.split(), single.split()))
+    assert hypothesis.audio_s == pytest.approx(length / RATE)
+    assert matches >= 0.9 * len(single.split())
+    assert len(hypothesis.words) == len(hypothesis.text.split())
+    begins = [word.start for word in hypothesis.words]
+    assert begins == sorted(begins)
+    nearest = [min(abs(begin - start) for start in starts) for begin in begins]
+    assert np.median(nearest) < 0.2
+
+
+def test_windows_of_unbroken_speech_are_stitched(recognizer: Recognizer) -> None:
+    """A region longer than the window: stitched windows agree with one pass over the whole region, up to context."""
+    short = Recognizer(
+        features=recognizer.features,
+        model=recognizer.model,
+        tokenizer=recognizer.tokenizer,
+        infer=infer,
+        options=CtcDecodeOptions(),
+        window_seconds=4.0,
+        context_seconds=1.0,
+    )
+    feats_TF = torch.randn(1543, recognizer.features.output_dim)
+    windows = short._windows(feats_TF)
+    assert len(windows) > 3
+    whole, lens = recognizer.model.frame_log_probs(feats_TF[None], torch.tensor([len(feats_TF)]))
+    parts = [recognizer.model.frame_log_probs(feats_TF[None, w.start : w.end], torch.tensor([w.end - w.start]))[0][0] for w in windows]
+    stitched = stitch(parts, windows)
+    assert len(stitched) == int(lens[0])
+    agreement = (stitched.argmax(-1) == whole[0].argmax(-1)).float().mean()
+    assert agreement > 0.8
+
+
+def test_joining_shifts_times_and_weighs_confidence() -> None:
+    first = Hypothesis(text="a b", tokens=(5, 6), score=-1.0, words=(Word("a", 0.0, 0.1, 0.9),), confidence=0.9)
+    second = Hypothesis(text="c", tokens=(7,), score=-2.0, words=(Word("c", 0.5, 0.6, 0.3),), confidence=0.3)
+    joined = join_hypotheses([(1.0, first), (10.0, second)], audio_s=12.0)
+    assert (joined.text, joined.tokens, joined.score) == ("a b c", (5, 6, 7), -3.0)
+    assert [(word.start, word.end) for word in joined.words] == [(1.0, 1.1), (10.5, 10.6)]
+    assert joined.confidence == pytest.approx((2 * 0.9 + 0.3) / 3)
+    assert join_hypotheses([], audio_s=1.0).text == ""
+
+
+def test_regions_are_padded_merged_and_bounded() -> None:
+    assert _merge([(0.1, 1.0), (1.5, 2.0)], 10.0, 30.0) == [(0.0, 2.25)]
+    assert _merge([(1.0, 2.0), (5.0, 6.0)], 6.1, 30.0) == [(0.75, 2.25), (4.75, 6.1)]
+    assert len(_merge([(i, i + 0.7) for i in range(100)], 100.0, 30.0)) == 4
+    for (_, end), (begin, _) in zip(*[iter(_merge([(1.0, 25.0), (25.3, 40.0)], 50.0, 30.0))] * 2):
+        assert begin >= end
+
+
+def test_the_region_at_a_page_end_waits_for_the_next_page() -> None:
+    assert _hold_back_open_region([(1.0, 2.0), (110.0, 120.0)], 120 * RATE, RATE) == ([(1.0, 2.0)], int(109.75 * RATE))
+    regions, keep = _hold_back_open_region([(1.0, 2.0)], 120 * RATE, RATE)
+    assert regions == [(1.0, 2.0)]
+    assert keep == int(119.5 * RATE)
+    assert _hold_back_open_region([(3.0, 120.0)], 120 * RATE, RATE) == ([(3.0, 120.0)], 120 * RATE)
