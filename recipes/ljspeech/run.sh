@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# LJSpeech excerpt: train, decode and score; then one long recording in one call.
+# usage: SPEECHKIT_DATA=<directory with ljspeech/> recipes/ljspeech/run.sh [DIRECTORY]
+set -euo pipefail
+: "${SPEECHKIT_DATA:?set it to the directory that holds ljspeech/}"
+out=${1:-exp/ljspeech_ctc}
+speechkit train experiment=ljspeech_ctc run_dir="$out"
+for split in dev test; do
+  speechkit decode checkpoint="$out/pretrained" manifest="$SPEECHKIT_DATA/ljspeech/$split/manifest.jsonl" output="$out/$split.jsonl"
+  speechkit score "$out/$split.jsonl"
+done
