@@ -53,7 +53,7 @@ def _none(text: str) -> str:
 
 def _basic(text: str) -> str:
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text).replace(_KEPT_APOSTROPHE, " "))
-    text = unicodedata.normalize("NFKC", text.lower())
+    text = _APOSTROPHES.sub("'", unicodedata.normalize("NFKC", text.lower()))
     text = _APOSTROPHE_IN_WORD.sub(_KEPT_APOSTROPHE, text)
     chars = (" " if unicodedata.category(char)[0] in "PSZC" and char != _KEPT_APOSTROPHE else char for char in text)
     return " ".join("".join(chars).replace(_KEPT_APOSTROPHE, "'").split())
