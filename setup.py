@@ -65,9 +65,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=[*find_packages(include=["speechkit*"]), "speechkit.conf", "speechkit.recipes"],
-    # conf/ and recipes/ stay at the top of the checkout, where people look for them, and travel in the wheel.
-    package_dir={"speechkit.conf": "conf", "speechkit.recipes": "recipes"},
+    packages=[*find_packages(include=["speechkit*"]), "speechkit.conf", "speechkit.recipes", "speechkit.scripts"],
+    # conf/, recipes/ and scripts/ stay at the top of the checkout, where people look for them, and travel in the wheel.
+    package_dir={"speechkit.conf": "conf", "speechkit.recipes": "recipes", "speechkit.scripts": "scripts"},
     package_data={
         "speechkit": ["py.typed", "assets/*/*", "data/corpora/*.txt", "data/corpora/*.tsv", "data/corpora/*.json"],
         "speechkit.conf": ["*.yaml", "**/*.yaml"],

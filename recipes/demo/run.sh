@@ -17,7 +17,7 @@ speechkit decode checkpoint="$out/run/pretrained" manifest="$out/data/demo/test.
 
 echo "== 4/5 score"
 speechkit score "$out/hyps.jsonl" --worst 3 --fail-above 0.10
-python -m speechkit rtfx "$out/hyps.jsonl"
+speechkit rtfx "$out/hyps.jsonl"
 
 echo "== 5/5 transcribe a file"
 file=$(find "$out/data/demo" -name '*.flac' -path '*test*' | sort | head -n 1)

@@ -8,7 +8,7 @@ import click
 
 from speechkit import __version__
 from speechkit.cli import data, speech
-from speechkit.cli.run import PASS_ON, recipe_command, run_file
+from speechkit.cli.run import recipe_command, script_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -60,14 +60,8 @@ main.add_command(
 )
 
 
-@main.command(
-    context_settings={**PASS_ON, "help_option_names": []},
-    short_help="Score hyps.jsonl: word and character error rates.",
-)
-@click.argument("hyps", nargs=-1, type=click.UNPROCESSED)
-def score(hyps: tuple[str, ...]) -> None:
-    """Score hyps.jsonl: word and character error rates; takes all options of scripts/score_wer.py."""
-    run_file("scripts", "score_wer.py", hyps)
+main.add_command(script_command("score", "score_wer.py", "Score hyps.jsonl: word and character error rates."))
+main.add_command(script_command("rtfx", "rtfx.py", "Decoding speed of hyps.jsonl: seconds of audio per second."))
 
 
 @main.command()

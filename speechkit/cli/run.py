@@ -41,3 +41,14 @@ def recipe_command(name: str, recipe: str, short: str, text: str) -> click.Comma
         run_file("recipes", recipe, overrides)
 
     return run
+
+
+def script_command(name: str, script: str, short: str) -> click.Command:
+    """A command that hands all its arguments, --help too, to a script."""
+
+    @click.command(name, short_help=short, context_settings={**PASS_ON, "help_option_names": []})
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def run(arguments: tuple[str, ...]) -> None:
+        run_file("scripts", script, arguments)
+
+    return run
