@@ -12,9 +12,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: `--help` of the scoring script does not wait for it
 
 Unit = Literal["word", "char"]
 UNITS: tuple[Unit, ...] = ("word", "char")
@@ -239,7 +240,7 @@ def paired_bootstrap(
     return PairedDifference(
         difference=float(sum_counts(second).rate - sum_counts(first).rate),
         interval=_interval(differences, confidence=confidence, num_units=len(set(groups)) if groups else len(first)),
-        improvement=float(np.mean(differences < 0) + 0.5 * np.mean(differences == 0)),
+        improvement=float((differences < 0).mean() + 0.5 * (differences == 0).mean()),
     )
 
 
@@ -325,6 +326,8 @@ def _resampled_rates(
 
     Utterances with the same counts are drawn together, by one multinomial: the same distribution, and fast.
     """
+    import numpy as np
+
     size = len(systems[0])
     if size == 0:
         raise ValueError("bootstrap: there is no utterance to resample")
@@ -349,6 +352,8 @@ def _resampled_rates(
 
 
 def _interval(values: np.ndarray, *, confidence: float, num_units: int) -> ConfidenceInterval:
+    import numpy as np
+
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: {confidence} must lie between 0 and 1, such as 0.95")
     finite = values[np.isfinite(values)]
