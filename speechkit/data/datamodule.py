@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from speechkit.data.collate import collate_asr
 from speechkit.data.dataset import SpeechDataset
+from speechkit.data.index import Index
 from speechkit.data.manifest import filter_manifest, read_manifest
 from speechkit.data.mixing import consecutive_groups
+from speechkit.data.sampler import BucketBatchSampler
 from speechkit.text.normalize import get_normalizer
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import AsrBatch, Seconds, Utterance
@@ -25,32 +26,39 @@ from speechkit.types import AsrBatch, Seconds, Utterance
 class ResumableLoader(DataLoader):
     """A DataLoader that knows how many batches its reader took, and can go on after them.
 
-    Workers read ahead, so the position of the sampler itself tells nothing. Needs a `batch_sampler` with `epoch`,
-    `set_epoch`, `state_dict`, `load_state_dict` and a dataset with `set_epoch`.
+    Workers read ahead, so what the sampler has handed out tells nothing.
+
+    Args:
+        dataset: has `set_epoch`, which decides the augmentation.
+        sampler: makes the batches.
+        options: what else `DataLoader` takes.
     """
 
-    def __init__(self, dataset: SpeechDataset, **kwargs: Any) -> None:
+    def __init__(self, dataset: SpeechDataset, sampler: BucketBatchSampler, **options: Any) -> None:
         # The loader draws seeds for its workers, which we do not use; not from the global stream, which we do.
-        super().__init__(dataset, generator=torch.Generator().manual_seed(0), **kwargs)
-        self._num_taken = 0
+        super().__init__(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(0), **options)
+        self.batches = sampler
+        self._taken = (0, 0)  # epoch, batches of it
 
     def __iter__(self) -> Iterator[AsrBatch]:
-        """Batches of the sampler's epoch. Nothing is read before the first one is asked for."""
-        sampler: Any = self.batch_sampler
-        self.dataset.set_epoch(sampler.epoch)  # type: ignore[attr-defined]
-        self._num_taken = sampler.next_batch
+        """The batches that the sampler's epoch still holds. Nothing is read before the first one is asked for."""
+        epoch = self.batches.epoch
+        self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        iter(self.batches)  # brings `position` to where a pass begins
+        self._taken = (epoch, self.batches.position)
         for batch in super().__iter__():
-            self._num_taken += 1
+            self._taken = (epoch, self._taken[1] + 1)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of batches taken."""
-        return self.batch_sampler.state_dict(next_batch=self._num_taken)  # type: ignore[union-attr]
+        epoch, taken = self._taken
+        return self.batches.state_dict(next_batch=taken if epoch == self.batches.epoch else 0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from what `state_dict` gave: the next iteration starts with the first batch not taken."""
-        self.batch_sampler.load_state_dict(state_dict)  # type: ignore[union-attr]
-        self._num_taken = self.batch_sampler.next_batch  # type: ignore[union-attr]
+        self.batches.load_state_dict(state_dict)
+        self._taken = (self.batches.epoch, self.batches.position)
 
 
 Manifests = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
@@ -77,6 +85,7 @@ class SpeechDataModule(pl.LightningDataModule):
         valid_batch_seconds: padded seconds of a validation batch.
         num_workers: processes that read training audio; 0 reads in the main process.
         on_error: what an unreadable training recording does: "raise", or "skip" and count.
+        cache: "memory" keeps decoded audio, 1.9 MB a minute, for codecs that are slow to decode.
         seed: of the augmentation.
     """
 
@@ -88,7 +97,7 @@ class SpeechDataModule(pl.LightningDataModule):
         train: Manifests,
         valid: Manifests,
         tokenizer: Tokenizer,
-        sampler: Callable[..., Any],
+        sampler: Callable[..., BucketBatchSampler],
         weights: Mapping[str, float] | None = None,
         sample_rate: int = 16000,
         channel: Literal["mean"] | int = "mean",
@@ -100,13 +109,15 @@ class SpeechDataModule(pl.LightningDataModule):
         valid_batch_seconds: Seconds = 120.0,
         num_workers: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
+        cache: Literal["memory"] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.train_manifests, self.valid_manifests = name_manifests(train), name_manifests(valid)
         self.tokenizer, self.make_sampler, self.weights = tokenizer, sampler, weights
-        self.sample_rate, self.channel, self.normalizer = sample_rate, channel, normalizer
-        self.transforms, self.on_error, self.seed = transforms, on_error, seed
+        self.normalizer = get_normalizer(normalizer)
+        self.reading = {"sample_rate": sample_rate, "channel": channel, "seed": seed, "cache": cache}
+        self.transforms, self.on_error = transforms, on_error
         self.limits = {"min_duration": min_seconds, "max_duration": max_seconds}
         self.max_tokens_per_second = max_tokens_per_second
         self.valid_batch_seconds, self.num_workers = valid_batch_seconds, num_workers
@@ -124,7 +135,7 @@ class SpeechDataModule(pl.LightningDataModule):
         """The training loader, at the trainer's epoch; called at the start of each, since their lengths differ."""
         assert self._train_loader is not None
         assert self.trainer is not None
-        self._train_loader.batch_sampler.set_epoch(self.trainer.current_epoch)
+        self._train_loader.batches.set_epoch(self.trainer.current_epoch)
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
@@ -151,55 +162,52 @@ class SpeechDataModule(pl.LightningDataModule):
     def padding_report(self) -> str:
         """What the sampler says about the padding of its epoch."""
         assert self._train_loader is not None
-        return str(self._train_loader.batch_sampler.padding_report())
+        return str(self._train_loader.batches.padding_report())
 
     def _make_train_loader(self) -> ResumableLoader:
-        utterances: list[Utterance] = []
-        sizes: dict[str, int] = {}
-        for name, path in self.train_manifests.items():
-            kept, report = filter_manifest(
-                _read(path, self.normalizer),
-                **self.limits,
-                max_tokens_per_second=self.max_tokens_per_second,
-                encode=self.tokenizer.encode,
-            )
-            if report.num_left_out:
-                print(f"{name}: {report.summary()}", flush=True)
-            if not kept:
-                raise ValueError(f"data.train: no utterance of {path} is left to train on; look at the limits in data")
-            utterances += kept
-            sizes[name] = len(kept)
-        dataset = self._dataset(utterances, transforms=self.transforms, on_error=self.on_error)
+        parts = {name: self._training_part(name, path) for name, path in self.train_manifests.items()}
+        sizes = {name: len(part) for name, part in parts.items()}
+        joined = next(iter(parts.values())) if len(parts) == 1 else [u for part in parts.values() for u in part]
+        dataset = self._dataset(joined, transforms=self.transforms, on_error=self.on_error)
         groups = {} if self.weights is None else {"groups": consecutive_groups(sizes, weights=self.weights)}
-        trainer = self.trainer
         sampler = self.make_sampler(
             durations=dataset.durations,
             num_tokens=dataset.num_tokens,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
             **groups,
         )
         self._num_batches = len(sampler)
-        return ResumableLoader(dataset, batch_sampler=sampler, **self._worker_options())
+        return ResumableLoader(dataset, sampler, **self._worker_options())
+
+    def _training_part(self, name: str, path: Path) -> Sequence[Utterance] | Index:
+        """The utterances of one manifest within the limits, or all of a compiled index, which is not read."""
+        if (path / "index.json").is_file():
+            return Index(path, tokenizer=self.tokenizer, normalizer=self.normalizer)
+        kept, report = filter_manifest(
+            read_manifest(path),
+            **self.limits,
+            max_tokens_per_second=self.max_tokens_per_second,
+            encode=lambda text: self.tokenizer.encode(self.normalizer(text)),
+        )
+        if report.num_left_out:
+            print(f"data.train {name}: {report.summary()}", flush=True)
+        if not kept:
+            raise ValueError(f"data.train: no utterance of {path} is left to train on; look at the limits in data")
+        return kept
 
     def _make_valid_loader(self) -> DataLoader:
-        utterances = [u for path in self.valid_manifests.values() for u in _read(path, self.normalizer)]
+        utterances = [utterance for path in self.valid_manifests.values() for utterance in read_manifest(path)]
         if not utterances:
-            raise ValueError(f"data.valid: {list(self.valid_manifests.values())} hold no utterance")
+            raise ValueError(f"data.valid: {[str(path) for path in self.valid_manifests.values()]} hold no utterance")
         dataset = self._dataset(utterances)
         batches = batches_by_length(dataset.durations, max_batch_seconds=self.valid_batch_seconds)
-        trainer = self.trainer
-        mine = batches[trainer.global_rank :: trainer.world_size] if trainer else batches
+        mine = batches[self.trainer.global_rank :: self.trainer.world_size] if self.trainer else batches
         return DataLoader(dataset, batch_sampler=mine, generator=torch.Generator(), **self._worker_options())
 
-    def _dataset(self, utterances: Sequence[Utterance], **options: Any) -> SpeechDataset:
+    def _dataset(self, utterances: Sequence[Utterance] | Index, **options: Any) -> SpeechDataset:
         return SpeechDataset(
-            utterances=utterances,
-            tokenizer=self.tokenizer,
-            sample_rate=self.sample_rate,
-            channel=self.channel,
-            seed=self.seed,
-            **options,
+            utterances=utterances, tokenizer=self.tokenizer, normalizer=self.normalizer, **self.reading, **options
         )
 
     def _worker_options(self) -> dict[str, Any]:
@@ -213,8 +221,9 @@ class SpeechDataModule(pl.LightningDataModule):
 
 def training_texts(train: Manifests, *, normalizer: str = "none") -> Iterator[str]:
     """Normalised transcripts of the training manifests that are not empty, e.g. to train a tokenizer on."""
+    normalize = get_normalizer(normalizer)
     for path in name_manifests(train).values():
-        yield from (utterance.text for utterance in _read(path, normalizer) if utterance.text)
+        yield from (text for utterance in read_manifest(path) if (text := normalize(utterance.text)))
 
 
 def name_manifests(manifests: Manifests) -> dict[str, Path]:
@@ -240,8 +249,3 @@ def batches_by_length(durations: np.ndarray, *, max_batch_seconds: Seconds) -> l
         else:
             batches.append([index])
     return batches
-
-
-def _read(path: Path, normalizer: str) -> list[Utterance]:
-    normalize = get_normalizer(normalizer)
-    return [dataclasses.replace(utterance, text=normalize(utterance.text)) for utterance in read_manifest(path)]
