@@ -33,7 +33,7 @@ MAX_LINE_BYTES = 16 * 2**20
 _AUDIO_KEYS = ("audio_filepath", "audio_path", "audio", "wav")
 _ID_KEYS = ("id", "utt_id", "key")
 _LANG_KEYS = ("lang", "language")
-_RESERVED = ("id", "audio_filepath", "duration", "text", "offset", "speaker", "lang")
+RESERVED_FIELDS = ("id", "audio_filepath", "duration", "text", "offset", "speaker", "lang")
 _MAX_PARENTS = 3  # audio at most this many levels above the manifest is still written as a relative path
 _SHOWN = 5
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -297,7 +297,7 @@ def _row(utterance: Utterance, base: str, real_base: str) -> dict[str, Any]:
         row["lang"] = utterance.lang
     if not utterance.id:
         raise ValueError(f"the utterance of {utterance.audio_path} has an empty id; give it one")
-    reserved = _RESERVED if utterance.lang else (*_RESERVED, "language")
+    reserved = RESERVED_FIELDS if utterance.lang else (*RESERVED_FIELDS, "language")
     if clash := [name for name in reserved if name in utterance.extra]:
         raise ValueError(f"utterance {utterance.id!r}: extra has fields {clash}, which the row sets; rename them")
     row.update(utterance.extra)
