@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +55,7 @@ def test_corpus_figures(score: ModuleType, hyps: Path, tmp_path: Path, capsys: p
     assert result["cer"] == pytest.approx(jiwer.cer(refs, texts))
     assert result["num_empty_refs"] == 1
     assert result["normalizer"] == "none-1"
-    assert result["versions"]["jiwer"] == jiwer.__version__ if hasattr(jiwer, "__version__") else True
+    assert result["versions"]["jiwer"] == version("jiwer")
     assert word["interval"]["low"] <= word["rate"] <= word["interval"]["high"]
     assert word["utterance_error_rate"] == 0.6
     out = capsys.readouterr().out
@@ -180,10 +180,10 @@ def test_runs_as_a_script(repo_root: Path, hyps: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "40.00" in result.stdout
     code = (
-        "import sys; sys.argv[1:] = ['--help']; import runpy\ntry: runpy.run_path('scripts/score_wer.py', run_name='__main__')\n"
+        "import runpy, sys\nsys.argv[1:] = ['--help']\n"
+        "try: runpy.run_path('scripts/score_wer.py', run_name='__main__')\n"
+        "except SystemExit: print({'torch', 'numpy', 'jiwer'} & set(sys.modules))"
     )
-    code += "except SystemExit: print('torch' in sys.modules)"
-    start = time.perf_counter()
-    result = subprocess.run([sys.executable, "-c", code], cwd=repo_root, env=env, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "False"
-    assert time.perf_counter() - start < 5
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=repo_root, env=env, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "set()"  # so that --help is quick
