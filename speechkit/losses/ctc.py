@@ -41,13 +41,11 @@ def ctc_min_frames(tokens_BU: Tensor, token_lens_B: Tensor) -> Tensor:
     return token_lens_B + repeats_B
 
 
-def ctc_loss(
-    logits_BTV: Tensor, logit_lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, *, blank: int = 0
-) -> CtcLoss:
+def ctc_loss(logits_BTV: Tensor, logit_lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, *, blank: int = 0) -> CtcLoss:
     """Negative log-likelihood of each transcript, computed in fp32 from unnormalised scores.
 
-    An utterance whose frames cannot spell its tokens has loss 0 and gradient 0 and is marked, so that the caller can count
-    it. The gradient is exactly 0 on frames past a row's length.
+    An utterance whose frames cannot spell its tokens has loss 0 and gradient 0 and is marked, so that the caller can
+    count it. The gradient is exactly 0 on frames past a row's length.
 
     Args:
         logits_BTV: scores before the softmax, shape (B, T, V).

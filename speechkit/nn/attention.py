@@ -1,7 +1,7 @@
 """Multi-head self-attention over frames, with the positions of a Conformer.
 
-Rotary positions (Su et al. 2021) turn queries and keys and leave the attention kernel as it is. Relative positions (Dai et
-al. 2019, section 3.3) score (q + u) k + (q + v) W r(i - j); the second term goes to the kernel as a bias.
+Rotary positions (Su et al. 2021) turn queries and keys and leave the attention kernel as it is. Relative positions
+(Dai et al. 2019, section 3.3) score (q + u) k + (q + v) W r(i - j); the second term goes to the kernel as a bias.
 
 Shape legend: B batch, T frames, D model, H heads, K head dimension.
 """
@@ -20,6 +20,24 @@ Position = Literal["rope", "relative", "absolute", "none"]
 PositionTable = Tensor | tuple[Tensor, Tensor] | None
 
 
+def position_table(position: Position, num_frames: int, *, dim: int, num_heads: int, device: torch.device) -> PositionTable:
+    """What `SelfAttention.forward` needs to know about positions; one table serves all layers.
+
+    Args:
+        position: as in `SelfAttention`.
+        num_frames: T.
+        dim: D.
+        num_heads: H.
+        device: where the table lives.
+
+    Returns:
+        cosines and sines for "rope", sinusoids of all distances for "relative", else None.
+    """
+    if position == "rope":
+        return rotary_table(num_frames, dim // num_heads, device)
+    return relative_sinusoids(num_frames, dim, device) if position == "relative" else None
+
+
 class SelfAttention(nn.Module):
     """Self-attention.
 
@@ -30,7 +48,7 @@ class SelfAttention(nn.Module):
         dropout: rate on the attention weights in training.
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`, or `position` is unknown.
+        ValueError: `num_heads` does not divide `dim` as the positions need it, or `position` is unknown.
     """
 
     def __init__(self, *, dim: int, num_heads: int, position: Position = "rope", dropout: float = 0.0) -> None:
@@ -39,6 +57,8 @@ class SelfAttention(nn.Module):
             raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
         if position not in ("rope", "relative", "absolute", "none"):
             raise ValueError(f"position={position!r} is unknown; choose rope, relative, absolute or none")
+        if position == "rope" and dim // num_heads % 2:
+            raise ValueError(f"dim={dim} / num_heads={num_heads} must be even for position=rope")
         self.num_heads, self.head_dim, self.position, self.dropout = num_heads, dim // num_heads, position, dropout
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -47,28 +67,17 @@ class SelfAttention(nn.Module):
             self.u_HK = nn.Parameter(torch.zeros(num_heads, self.head_dim))
             self.v_HK = nn.Parameter(torch.zeros(num_heads, self.head_dim))
 
-    def position_table(self, num_frames: int, device: torch.device) -> PositionTable:
-        """What `forward` needs to know about positions; the same for all layers of one shape."""
-        if self.position == "rope":
-            return rotary_table(num_frames, self.head_dim, device)
-        if self.position == "relative":
-            return relative_sinusoids(num_frames, self.num_heads * self.head_dim, device)
-        return None
-
     def forward(self, x_BTD: Tensor, mask: Tensor | None = None, table: PositionTable = None) -> Tensor:
         """Attends.
 
         Args:
             x_BTD: shape (B, T, D).
             mask: bool, broadcastable to (B, 1, T, T), True where a query may see a key; None for everywhere.
-            table: from `position_table`; made here when it is None.
+            table: from `position_table`.
 
         Returns:
             shape (B, T, D).
         """
-        batch, frames, _ = x_BTD.shape
-        if table is None:
-            table = self.position_table(frames, x_BTD.device)
         qkv = self.qkv(x_BTD).unflatten(-1, (3 * self.num_heads, self.head_dim))
         bias = mask
         if self.position == "rope":

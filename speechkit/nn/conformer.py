@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.nn.attention import Position, PositionTable, SelfAttention
+from speechkit.nn.attention import Position, PositionTable, SelfAttention, position_table
 from speechkit.nn.masks import attention_mask, padding_mask
 from speechkit.nn.norm import MaskedBatchNorm
 from speechkit.nn.positional import sinusoids
@@ -72,7 +72,7 @@ class ConvModule(nn.Module):
         self.causal = causal
         self.norm = nn.LayerNorm(dim)
         self.gate = nn.Linear(dim, 2 * dim)
-        self.depthwise = nn.Conv1d(dim, dim, kernel_size, groups=dim, padding=0 if causal else kernel_size // 2)
+        self.depthwise = nn.Conv1d(dim, dim, kernel_size, groups=dim)
         self.conv_norm = nn.LayerNorm(dim) if norm == "layer" else MaskedBatchNorm(dim=dim)
         self.out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
@@ -82,14 +82,26 @@ class ConvModule(nn.Module):
         x_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1)
         if valid_BT is not None:
             x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0.0)
-        x_BDT = x_BTD.transpose(1, 2)
-        if self.causal:
-            x_BDT = F.pad(x_BDT, (self.depthwise.kernel_size[0] - 1, 0))
-        x_BTD = self.depthwise(x_BDT).transpose(1, 2)
-        x_BTD = (
-            self.conv_norm(x_BTD, valid_BT) if isinstance(self.conv_norm, MaskedBatchNorm) else self.conv_norm(x_BTD)
-        )
+        x_BTD = self._depthwise(x_BTD)
+        x_BTD = self.conv_norm(x_BTD, valid_BT) if isinstance(self.conv_norm, MaskedBatchNorm) else self.conv_norm(x_BTD)
         return self.dropout(self.out(F.silu(x_BTD)))
+
+    def _depthwise(self, x_BTD: Tensor) -> Tensor:
+        """Convolves each channel over time.
+
+        On a CPU as a 2-D convolution over one row: oneDNN then reads the channels-last input as it lies, and is several
+        times as fast as `Conv1d`, which turns it round first.
+        """
+        kernel = self.depthwise.kernel_size[0]
+        right = 0 if self.causal else kernel // 2
+        if x_BTD.device.type != "cpu":
+            x_BDT = F.pad(x_BTD, (0, 0, kernel - 1 - right, right)).transpose(1, 2)
+            return self.depthwise(x_BDT).transpose(1, 2)
+        if self.causal:
+            x_BTD = F.pad(x_BTD, (0, 0, kernel - 1, 0))
+        x_BD1T, weight = x_BTD.transpose(1, 2).unsqueeze(2), self.depthwise.weight.unsqueeze(2)
+        y_BD1T = F.conv2d(x_BD1T, weight, self.depthwise.bias, padding=(0, right), groups=len(weight))
+        return y_BD1T.squeeze(2).transpose(1, 2)
 
 
 class ConformerBlock(nn.Module):
@@ -187,11 +199,9 @@ class ConformerEncoder(nn.Module):
             raise ValueError(f"left_chunks={left_chunks} needs chunk_size to be set, and must not be negative")
         if not 0.0 <= layer_drop < 1.0:
             raise ValueError(f"layer_drop={layer_drop} must be in [0, 1)")
-        self.position, self.layer_drop = position, layer_drop
+        self.position, self.num_heads, self.layer_drop = position, num_heads, layer_drop
         self.chunk_size, self.left_chunks = chunk_size, left_chunks
-        self.subsampling = ConvSubsampling(
-            input_dim=input_dim, dim=dim, kind=subsampling, channels=subsampling_channels
-        )
+        self.subsampling = ConvSubsampling(input_dim=input_dim, dim=dim, kind=subsampling, channels=subsampling_channels)
         self.subsampling_factor, self.output_dim = self.subsampling.factor, dim
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -231,7 +241,7 @@ class ConformerEncoder(nn.Module):
         x_BTD = self.dropout(x_BTD)
         valid_BT = padding_mask(lens_B, frames)
         mask = attention_mask(valid_BT, frames, chunk_size=self.chunk_size, left_chunks=self.left_chunks, device=device)
-        table = self.layers[0].attention.position_table(frames, device) if len(self.layers) else None
+        table = position_table(self.position, frames, dim=self.output_dim, num_heads=self.num_heads, device=device)
         for i, layer in enumerate(self.layers, start=1):
             y_BTD = layer(x_BTD, valid_BT, mask, table)
             if self.training and self.layer_drop:

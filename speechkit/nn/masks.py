@@ -27,7 +27,8 @@ def valid_mask(lens_B: Tensor, num_frames: int) -> Tensor:
 def padding_mask(lens_B: Tensor, num_frames: int) -> Tensor | None:
     """As `valid_mask`, but None when no row has padding.
 
-    Looking at the lengths waits for the device once. A compiled graph cannot branch on them: there the mask is always made.
+    Looking at the lengths waits for the device once. A compiled graph cannot branch on them: there the mask is always
+    made.
     """
     if not torch.compiler.is_compiling() and bool((lens_B == num_frames).all()):
         return None

@@ -1,6 +1,6 @@
 """Batch normalisation over valid frames only.
 
-Source: Ioffe and Szegedy 2015; the mask keeps padding out of the statistics, which otherwise depend on how a batch was cut.
+Source: Ioffe and Szegedy 2015; the mask keeps padding, and so the way a batch was cut, out of the statistics.
 
 Shape legend: B batch, T frames, D model.
 """

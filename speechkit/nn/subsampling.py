@@ -1,10 +1,10 @@
 """Convolutional subsampling of log-mel frames by 4 or 8.
 
 conv2d4: two full 3x3 convolutions of stride 2 (Gulati et al. 2020, Conformer, section 2). dw4, dw8: a full one, then
-depthwise 3x3 + pointwise pairs (Rekesh et al. 2023, Fast Conformer, section 2.1). Every convolution pads by one frame, so
-that each stage maps a length L to ceil(L / 2): no input is too short, and output frame t is centred on input frame t * factor.
-Frames past a row's length are cleared before each convolution over time: they read as the zero padding that the row would
-meet on its own.
+depthwise 3x3 + pointwise pairs (Rekesh et al. 2023, Fast Conformer, section 2.1). Every convolution pads by one frame,
+so that each stage maps a length L to ceil(L / 2): no input is too short, and output frame t is centred on input frame
+t * factor. Frames past a row's length are cleared before each convolution over time: they read as the zero padding that
+the row would meet on its own.
 
 Shape legend: B batch, T frames, F mel bins, C channels, D model.
 """

@@ -12,6 +12,6 @@ Nozaki and Komatsu 2021; CR-CTC, Yao et al. 2024.
                                  |
                                  '--> CR-CTC: divergence between two augmented views
 
-Differences from the papers: the divergence of CR-CTC and the CTC losses of its two views are averaged over the views, so
-that switching it on does not change the scale of the loss; losses are divided by the number of target tokens.
+Differences from the papers: the divergence of CR-CTC and the CTC losses of its two views are averaged over the views,
+so that switching it on does not change the scale of the loss; losses are divided by the number of target tokens.
 """

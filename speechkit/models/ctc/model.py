@@ -1,8 +1,8 @@
 """CTC model: encoder, shared output layer, and the losses that train them.
 
-Sources: InterCTC, Lee and Watanabe 2021, "Intermediate loss regularization for CTC-based speech recognition"; Nozaki and
-Komatsu 2021, "Relaxing the conditional independence assumption of CTC-based ASR by conditioning on intermediate
-predictions"; Yao et al. 2024, "CR-CTC".
+Sources: Lee and Watanabe 2021, "Intermediate loss regularization for CTC-based speech recognition"; Nozaki and Komatsu
+2021, "Relaxing the conditional independence assumption of CTC-based ASR by conditioning on intermediate predictions";
+Yao et al. 2024, "CR-CTC".
 
 Shape legend: B batch, T frames, U tokens, D model, V vocab, F mel bins.
 """
@@ -94,9 +94,7 @@ class CtcModel(nn.Module):
         """
         views = self.num_views
         if len(feats_BTF) != views * len(batch.tokens_BU):
-            raise ValueError(
-                f"feats has {len(feats_BTF)} rows; expected {views} view(s) of {len(batch.tokens_BU)} utterances"
-            )
+            raise ValueError(f"feats has {len(feats_BTF)} rows; expected {views} view(s) of {len(batch.tokens_BU)} utterances")
         tokens_BU, token_lens_B = batch.tokens_BU.repeat(views, 1), batch.token_lens_B.repeat(views)
         logits_BTV, inter_logits, lens_B = self._encode(feats_BTF, feat_lens_B, intermediate=True)
         final = ctc_loss(logits_BTV, lens_B, tokens_BU, token_lens_B, blank=BLANK)
@@ -135,9 +133,7 @@ class CtcModel(nn.Module):
         """Output frames for so many input frames."""
         return self.encoder.output_lengths(lens_B)  # type: ignore[operator]
 
-    def _encode(
-        self, feats_BTF: Tensor, feat_lens_B: Tensor, *, intermediate: bool
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _encode(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, intermediate: bool) -> tuple[Tensor, list[Tensor], Tensor]:
         """Scores of the head after the last layer; those after `inter_layers`, if asked for; lengths."""
         inter_logits: list[Tensor] = []
 
