@@ -40,7 +40,7 @@ class BucketBatchSampler:
     matter of chance each epoch.
 
     Resume: `state_dict()` holds the epoch and the number of batches drawn. A DataLoader with workers draws ahead, so a
-    trainer passes what it has really trained on: `state_dict(num_consumed=...)`. After `load_state_dict` iteration
+    trainer passes what it has really trained on: `state_dict(next_batch=...)`. After `load_state_dict` iteration
     begins with the exact next batch, in O(1), until the epoch has been drawn to its end.
 
     Args:
@@ -151,6 +151,11 @@ class BucketBatchSampler:
         return self._position
 
     @property
+    def next_batch(self) -> int:
+        """Where the next iteration begins: 0, or after `load_state_dict` the restored position."""
+        return self._resume_at
+
+    @property
     def plan(self) -> Plan:
         """The batches of all ranks in this epoch."""
         if self._plan is None:
@@ -192,19 +197,22 @@ class BucketBatchSampler:
 
     # ------------------------------------------------------------------ state
 
-    def state_dict(self, *, num_consumed: int | None = None) -> dict[str, Any]:
+    def state_dict(self, *, next_batch: int | None = None) -> dict[str, Any]:
         """State from which any rank, of an equal number of ranks, goes on with the exact next batch.
 
         Args:
-            num_consumed: batches of this epoch that were really trained on, those before a restored state included.
-                None counts the batches drawn, which is the same only without DataLoader workers.
+            next_batch: number of batches of this epoch that were really trained on, those before a restored state
+                included. None counts the batches drawn, which is the same only without DataLoader workers.
 
         Raises:
-            ValueError: when `num_consumed` is negative or more than were drawn.
+            ValueError: when `next_batch` is negative or more than were drawn.
         """
-        position = self._position if num_consumed is None else num_consumed
+        position = self._position if next_batch is None else next_batch
         if not 0 <= position <= self._position:
-            raise ValueError(f"num_consumed is {num_consumed}, but {self._position} batches of epoch {self._epoch} were drawn")
+            raise ValueError(
+                f"next_batch is {next_batch}, but {self._position} batches of epoch {self._epoch} were drawn; count the "
+                "batches of this epoch alone"
+            )
         return {"version": _STATE_VERSION, "epoch": self._epoch, "position": position, **self._fingerprint()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
