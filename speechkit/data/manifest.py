@@ -398,6 +398,9 @@ class FilterReport:
         """Utterances left out, over all reasons."""
         return sum(entry.num for entry in self.left_out.values())
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Several lines of text: counts, hours and first ids."""
         lines = [f"kept {self.num_kept} utterances, {self.seconds_kept / 3600:.2f} h"]

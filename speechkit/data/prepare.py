@@ -1,4 +1,4 @@
-"""Preparation: from any source that a reader knows to a manifest, with the audio transcoded where asked.
+"""Preparation: utterances of any source to a manifest, with the audio transcoded where asked.
 
 Transcoding runs in helper processes and can be taken up again: files are named by their source, stretch and target
 form, appear only when complete, and are not made twice.
@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from speechkit.audio.io import audio_info, load_audio, save_audio
-from speechkit.data.manifest import MANIFEST_NAME, OnError, manifest_writer
+from speechkit.data.manifest import MANIFEST_NAME, manifest_writer
 from speechkit.data.parallel import IsolatedWorkers, WorkerDied, available_cpus, ordered_map, progress_bar
 from speechkit.data.reader_core import safe_stem
-from speechkit.data.readers import read_any, reader_options
 from speechkit.data.rejects import Rejects, rejects_path
 from speechkit.data.shards import audio_source
 from speechkit.types import Seconds, Utterance
@@ -53,6 +52,9 @@ class PrepareReport:
         """Whether there are rows and none was left out."""
         return self.num_utterances > 0 and not self.rejects
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Several lines of text: counts, hours, what was left out and where that is told."""
         lines = [f"{self.path}: {self.num_utterances} utterances, {self.seconds / 3600:.2f} h"]
@@ -63,49 +65,17 @@ class PrepareReport:
         return "\n".join(lines)
 
 
-def prepare(
-    kind: str,
-    source: Any,
-    out: str | os.PathLike[str],
-    *,
-    sample_rate: int | None = None,
-    audio_format: AudioFormat | None = None,
-    num_workers: int | None = None,
-    on_error: OnError = "skip",
-    **options: Any,
-) -> PrepareReport:
-    """Read a source and write its manifest: `read_any`, then `prepare_manifest`.
+def manifest_path(out: str | os.PathLike[str]) -> Path:
+    """The manifest meant by `out`: itself, or manifest.jsonl in it when it is no name of a manifest."""
+    path = Path(out)
+    if path.is_dir() or not path.name.endswith((".jsonl", ".jsonl.gz", ".json")):
+        return path / MANIFEST_NAME
+    return path
 
-    Args:
-        kind: name of the reader, see `speechkit.data.readers.READERS`.
-        source: what that reader reads.
-        out: the manifest (.jsonl or .jsonl.gz), or a directory for manifest.jsonl.
-        sample_rate: as for `prepare_manifest`.
-        audio_format: as for `prepare_manifest`.
-        num_workers: as for `prepare_manifest`.
-        on_error: "skip" leaves out what cannot be used and reports it; "raise" stops there.
-        options: options of the reader.
 
-    Raises:
-        ValueError: no such reader or option.
-        ManifestError: the source cannot be read, or a row cannot be used and `on_error` is "raise".
-    """
-    path = _manifest_path(out)
-    rejects = Rejects(on_error)
-    known = reader_options(kind)
-    if kind == "huggingface":
-        options.setdefault("audio_dir", _audio_dir(path))
-    if num_workers is not None and "num_workers" in known:
-        options["num_workers"] = num_workers
-    utterances = read_any(kind, source, **{**options, "rejects": rejects})
-    return prepare_manifest(
-        utterances,
-        path,
-        sample_rate=sample_rate,
-        audio_format=audio_format,
-        num_workers=num_workers,
-        rejects=rejects,
-    )
+def audio_directory(manifest: Path) -> Path:
+    """Where the audio made for a manifest goes."""
+    return manifest.with_name(manifest.name.split(".")[0] + "_audio")
 
 
 def prepare_manifest(
@@ -138,13 +108,13 @@ def prepare_manifest(
         raise ValueError(f"sample_rate={sample_rate}: must be > 0 Hz")
     if audio_format is not None and audio_format not in _CODING:
         raise ValueError(f"audio_format={audio_format!r}: must be one of {', '.join(_CODING)}")
-    path = _manifest_path(out_path)
+    path = manifest_path(out_path)
     rejects = rejects if rejects is not None else Rejects("raise")
     rows = _distinct(progress_bar(utterances, description="prepare"), rejects)
     if sample_rate is None and audio_format is None:
         converted: Iterable[_Converted] = (_Converted(row, "kept") for row in rows)
     else:
-        directory = (Path(audio_dir) if audio_dir is not None else _audio_dir(path)).absolute()
+        directory = (Path(audio_dir) if audio_dir is not None else audio_directory(path)).absolute()
         directory.mkdir(parents=True, exist_ok=True)
         converted = _convert_all(rows, directory, audio_format or "flac", sample_rate, num_workers, rejects)
     count, seconds, made = 0, 0.0, {"kept": 0, "written": 0, "reused": 0}
@@ -159,17 +129,6 @@ def prepare_manifest(
     if rejects:
         rejects.write(told)
     return PrepareReport(path, count, seconds, made["written"], made["reused"], rejects, told if rejects else None)
-
-
-def _manifest_path(out: str | os.PathLike[str]) -> Path:
-    path = Path(out)
-    if path.is_dir() or not path.name.endswith((".jsonl", ".jsonl.gz", ".json")):
-        return path / MANIFEST_NAME
-    return path
-
-
-def _audio_dir(manifest: Path) -> Path:
-    return manifest.with_name(manifest.name.split(".")[0] + "_audio")
 
 
 def _distinct(utterances: Iterable[Utterance], rejects: Rejects) -> Iterator[Utterance]:

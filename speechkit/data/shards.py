@@ -70,6 +70,9 @@ class ShardReport:
         """Utterances in all shards."""
         return sum(shard.num_utterances for shard in self.shards)
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Several lines of text: counts, hours, size, and what was left out."""
         seconds, size = sum(shard.seconds for shard in self.shards), sum(shard.num_bytes for shard in self.shards)

@@ -112,6 +112,9 @@ class ValidationReport:
         """Number of problems of each kind that occurs."""
         return dict(Counter(problem.kind for problem in self.problems))
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Several lines of text: totals, then each kind of problem with its first ids and lines."""
         lines = [f"{self.path}: {self.num_rows} rows, {self.num_sound} sound ({self.seconds_sound / 3600:.2f} h)"]
