@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from speechkit.search.inputs import check_log_probs
@@ -54,14 +55,9 @@ def ctc_align(
     """
     lens = check_log_probs(log_probs_BTV, lens_B, blank)
     tokens, token_lens = _check_tokens(tokens_BU, token_lens_B, log_probs_BTV.shape, blank)
-    batch, num_tokens = tokens.shape
-    labels_BS = np.full((batch, 2 * num_tokens + 1), blank)
-    labels_BS[:, 1::2] = tokens
-    index = tokens_BU.new_tensor(labels_BS).to(log_probs_BTV.device)[:, None, :]
-    emit_BTS = log_probs_BTV.detach().gather(2, index.expand(-1, log_probs_BTV.shape[1], -1)).float()
-    emit_TBS = emit_BTS.transpose(0, 1).contiguous().cpu().numpy()
-    states_TB, reachable_B = _best_states(emit_TBS, labels_BS, lens, token_lens, blank)
-    return _alignments(emit_TBS, states_TB, reachable_B, lens, token_lens)
+    emit_TSB = _emissions(log_probs_BTV.detach()[:, : lens.max(initial=0)], tokens, blank)
+    states_TB, reachable_B = _best_states(emit_TSB, tokens, lens, token_lens)
+    return _alignments(emit_TSB, states_TB, reachable_B, lens, token_lens)
 
 
 def _check_tokens(tokens_BU: Tensor, token_lens_B: Tensor, shape: tuple[int, ...], blank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,63 +80,75 @@ def _check_tokens(tokens_BU: Tensor, token_lens_B: Tensor, shape: tuple[int, ...
     return np.where(valid, tokens, blank), token_lens
 
 
+def _emissions(log_probs_BTV: Tensor, tokens_BU: np.ndarray, blank: int) -> np.ndarray:
+    """Log-probability of each state's label at each frame, float32, shape (T, S, B): shifts by states are then views."""
+    batch, num_frames, _ = log_probs_BTV.shape
+    num_tokens = tokens_BU.shape[1]
+    index_BTU = torch.from_numpy(tokens_BU).to(log_probs_BTV.device)[:, None, :].expand(-1, num_frames, -1)
+    emit_TSB = np.empty((num_frames, 2 * num_tokens + 1, batch), dtype=np.float32)
+    emit_TSB[:, 0::2] = log_probs_BTV[:, :, blank].float().cpu().numpy().T[:, None, :]
+    emit_TSB[:, 1::2] = log_probs_BTV.gather(2, index_BTU).float().cpu().numpy().transpose(1, 2, 0)
+    return emit_TSB
+
+
 def _best_states(
-    emit_TBS: np.ndarray, labels_BS: np.ndarray, lens_B: np.ndarray, token_lens_B: np.ndarray, blank: int
+    emit_TSB: np.ndarray, tokens_BU: np.ndarray, lens_B: np.ndarray, token_lens_B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Viterbi over the widened transcripts: the state at each frame, (T, B), and whether an end was reached, (B,)."""
-    num_frames, batch, num_states = emit_TBS.shape
-    skip_BS = np.full((batch, num_states), -np.inf, dtype=np.float32)  # may a path jump here over the blank before?
-    skip_BS[:, 2:][(labels_BS[:, 2:] != blank) & (labels_BS[:, 2:] != labels_BS[:, :-2])] = 0.0
-    # Two spare columns of -inf on the left make the moves by 0, 1 and 2 states plain views.
-    row = np.full((batch, num_states + 2), -np.inf, dtype=np.float32)
-    stay, step, leap = row[:, 2:], row[:, 1:-1], row[:, :-2]
-    best, jump, better = np.empty_like(skip_BS), np.empty_like(skip_BS), np.empty(skip_BS.shape, dtype=bool)
-    moves_TBS = np.zeros(emit_TBS.shape, dtype=np.int8)
-    last_BS = np.full_like(skip_BS, -np.inf)
-    last_BS[:, 0] = 0.0  # stands for an utterance without frames
+    num_frames, num_states, batch = emit_TSB.shape
+    # A path may leap from a token to the next over the blank between them unless they are equal.
+    penalty_SB = np.full((num_states, batch), -np.inf, dtype=np.float32)
+    penalty_SB[3::2] = np.where(tokens_BU[:, 1:] != tokens_BU[:, :-1], 0.0, -np.inf).T
+    # Two spare states of -inf in front make the moves by 0, 1 and 2 states plain views.
+    row = np.full((num_states + 2, batch), -np.inf, dtype=np.float32)
+    stay, step, leap = row[2:], row[1:-1], row[:-2]
+    best, jump = np.empty_like(penalty_SB), np.empty_like(penalty_SB)
+    stepped, leapt = np.zeros(emit_TSB.shape, dtype=bool), np.zeros(emit_TSB.shape, dtype=bool)
+    last_SB = np.full_like(penalty_SB, -np.inf)
+    last_SB[0] = 0.0  # stands for an utterance without frames
     ends = {length: np.nonzero(lens_B == length)[0] for length in set(lens_B.tolist())}
     for t in range(num_frames):
         if t == 0:
-            stay[:, :2] = emit_TBS[0, :, :2]
+            stay[:2] = emit_TSB[0, :2]
         else:
-            np.greater(step, stay, out=better)
-            moves_TBS[t] = better
+            np.greater(step, stay, out=stepped[t])
             np.maximum(stay, step, out=best)
-            np.add(leap, skip_BS, out=jump)
-            np.greater(jump, best, out=better)
-            np.putmask(moves_TBS[t], better, 2)
+            np.add(leap, penalty_SB, out=jump)
+            np.greater(jump, best, out=leapt[t])
             np.maximum(best, jump, out=best)
-            np.add(best, emit_TBS[t], out=stay)
+            np.add(best, emit_TSB[t], out=stay)
         if t + 1 in ends:
-            last_BS[ends[t + 1]] = stay[ends[t + 1]]
-    return _trace_back(moves_TBS, last_BS, lens_B, token_lens_B)
+            last_SB[:, ends[t + 1]] = stay[:, ends[t + 1]]
+    moves_TSB = stepped.view(np.int8)
+    np.putmask(moves_TSB, leapt, 2)
+    return _trace_back(moves_TSB, last_SB, lens_B, token_lens_B)
 
 
 def _trace_back(
-    moves_TBS: np.ndarray, last_BS: np.ndarray, lens_B: np.ndarray, token_lens_B: np.ndarray
+    moves_TSB: np.ndarray, last_SB: np.ndarray, lens_B: np.ndarray, token_lens_B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Follow the moves back from the better of the two last states."""
-    num_frames, batch, num_states = moves_TBS.shape
+    num_frames, num_states, batch = moves_TSB.shape
     rows = np.arange(batch)
     final_blank = 2 * token_lens_B
     final_token = np.maximum(final_blank - 1, 0)
-    state = np.where(last_BS[rows, final_token] > last_BS[rows, final_blank], final_token, final_blank)
-    reachable_B = last_BS[rows, state] > -np.inf
-    moves_TBS[np.arange(num_frames)[:, None] >= lens_B] = 0
-    flat, base = moves_TBS.reshape(num_frames, batch * num_states), rows * num_states
+    state = np.where(last_SB[final_token, rows] > last_SB[final_blank, rows], final_token, final_blank)
+    reachable_B = last_SB[state, rows] > -np.inf
+    flat = moves_TSB.reshape(num_frames, num_states * batch)
+    running_TB = (np.arange(num_frames)[:, None] < lens_B).astype(np.int64)
     states_TB = np.empty((num_frames, batch), dtype=np.int64)
     for t in reversed(range(num_frames)):
         states_TB[t] = state
-        state = state - flat[t].take(base + state)
+        state = state - flat[t].take(state * batch + rows) * running_TB[t]
     return states_TB, reachable_B
 
 
 def _alignments(
-    emit_TBS: np.ndarray, states_TB: np.ndarray, reachable_B: np.ndarray, lens_B: np.ndarray, token_lens_B: np.ndarray
+    emit_TSB: np.ndarray, states_TB: np.ndarray, reachable_B: np.ndarray, lens_B: np.ndarray, token_lens_B: np.ndarray
 ) -> list[Alignment | None]:
     """Turn the states of every frame into the run of frames of every token."""
     num_frames, batch = states_TB.shape
-    path_BT = np.take_along_axis(emit_TBS, states_TB[:, :, None], axis=2)[:, :, 0].T.astype(np.float64)
+    path_BT = np.take_along_axis(emit_TSB, states_TB[:, None, :], axis=1)[:, 0].T.astype(np.float64)
     states_BT = states_TB.T
     valid_BT = (np.arange(num_frames) < lens_B[:, None]) & reachable_B[:, None]
     path_BT = np.where(valid_BT, path_BT, 0.0)
