@@ -127,13 +127,14 @@ def parse_row(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _pop_first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """Take the first of several names that is filled out of the row; names left empty go too."""
+    found = None
     for name in names:
-        if name in row and row[name] not in (None, ""):
-            return row.pop(name)
-    for name in names:
-        if name in row:
-            return row.pop(name)
-    return None
+        if name in row and row[name] in (None, ""):
+            del row[name]
+        elif name in row and found is None:
+            found = row.pop(name)
+    return found
 
 
 def _label(value: Any, name: str, where: str) -> str:
