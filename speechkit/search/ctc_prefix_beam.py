@@ -28,7 +28,7 @@ from speechkit.search.inputs import check_log_probs
 from speechkit.search.lm import BatchScorer, Scorer
 
 _ROOT, _DEAD, _NO_PARENT = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0, 1))
-_NO_TOKEN = -1
+_NO_TOKEN, _FILL = -1, -2  # tokens of the empty prefix and of the empty places of a frame: neither equals any other
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class _Frames:
     """The frames that the search has to look at, in time order; rows with fewer are filled with certain blanks.
 
     Attributes:
-        tokens_ABK, log_probs_ABK: surviving tokens, by rising id, filled with -1 and -inf.
+        tokens_ABK, log_probs_ABK: surviving tokens, by rising id, filled with -2 and -inf.
         blank_AB: log-probability of blank.
         gap_AB: summed log-probability of blank in the frames left out before each frame and, last, after all.
         has_gap_AB: whether there is any such frame.
@@ -167,7 +167,7 @@ def _compact(log_probs_BTV: Tensor, keep_BTV: Tensor, lens_B: np.ndarray, blank:
         return filled
 
     count_AB = table(count_BT, 0)
-    tokens = np.full((num_active, batch, int(count_AB.max(initial=0))), _NO_TOKEN)
+    tokens = np.full((num_active, batch, int(count_AB.max(initial=0))), _FILL)
     log_probs = np.full(tokens.shape, -np.inf)
     tokens[before_BT[row, frame], row, slot] = token
     log_probs[before_BT[row, frame], row, slot] = values
@@ -212,28 +212,24 @@ class _Beam:
         """Pass one frame: stay or append one of the surviving tokens, then keep the best."""
         batch, beam_size = self.last.shape
         same_BWK = self.last[:, :, None] == tokens_BK[:, None, :]
-        same_BWK &= self.last[:, :, None] != _NO_TOKEN
         extend_BWK = np.where(same_BWK, self.ends_blank[:, :, None], self.total[:, :, None]) + log_probs_BK[:, None, :]
-        repeat = np.where(same_BWK, log_probs_BK[:, None, :], -np.inf).max(axis=2)
-        stay_token = self.ends_token + repeat
+        stay_token = self.ends_token + np.where(same_BWK, log_probs_BK[:, None, :], -np.inf).max(axis=2)
         stay_blank = self.total + blank_B[:, None]
         came_from, appended = self._merge(same_BWK, extend_BWK, stay_blank, stay_token)
 
-        stay = np.logaddexp(stay_blank, stay_token)
-        extend = extend_BWK.reshape(batch, -1)
-        total = np.concatenate([stay, extend], axis=1)
+        total = np.concatenate([np.logaddexp(stay_blank, stay_token), extend_BWK.reshape(batch, -1)], axis=1)
         score = total if self.fusion is None else total + self.fusion.scores(self.prefix, tokens_BK, extend_BWK)
         order = np.argsort(-score, axis=1, kind="stable")[:, :beam_size]
 
         stays = order < beam_size
         from_place, from_token = np.divmod(order - beam_size, tokens_BK.shape[1])
         place = np.where(stays, order, from_place)
-        token = np.where(stays, _NO_TOKEN, tokens_BK[self.rows, from_token])
-        at = self.rows, place
-        self.total = total[self.rows, order]
-        self.ends_blank = np.where(stays, stay_blank[at], -np.inf)
-        self.ends_token = np.where(stays, stay_token[at], self.total)
-        self.history.append((np.where(stays, came_from[at], place), np.where(stays, appended[at], token)))
+        token = np.where(stays, _NO_TOKEN, tokens_BK.take(from_token + self.rows * tokens_BK.shape[1]))
+        at = place + self.rows * beam_size  # in flattened arrays of shape (B, W)
+        self.total = total.take(order + self.rows * total.shape[1])
+        self.ends_blank = np.where(stays, stay_blank.take(at), -np.inf)
+        self.ends_token = np.where(stays, stay_token.take(at), self.total)
+        self.history.append((np.where(stays, came_from.take(at), place), np.where(stays, appended.take(at), token)))
         if self.fusion is not None:
             self.fusion.move(self.prefix, place, token, order)
         self._rename(stays, at, token)
@@ -245,7 +241,7 @@ class _Beam:
 
         A prefix takes the history of an extension that brings more probability than it had.
         """
-        came_from = np.broadcast_to(np.arange(self.last.shape[1]), self.last.shape).copy()
+        came_from = np.tile(np.arange(self.last.shape[1]), (len(self.last), 1))
         appended = np.full(self.last.shape, _NO_TOKEN)
         is_parent = self.parent[:, :, None] == self.prefix[:, None, :]
         row, child = np.nonzero(is_parent.any(axis=2) & same_BWK.any(axis=2))
@@ -260,14 +256,14 @@ class _Beam:
             stay_token[row, child] = np.logaddexp(stay_token[row, child], moved)
         return came_from, appended
 
-    def _rename(self, stays: np.ndarray, at: tuple[np.ndarray, np.ndarray], token: np.ndarray) -> None:
+    def _rename(self, stays: np.ndarray, at: np.ndarray, token: np.ndarray) -> None:
         """Bring the hashes and last tokens up to date with the places chosen."""
-        before = self.prefix[at]
+        before = self.prefix.take(at)
         mixed = (before ^ (before >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed += (token + 2).astype(np.uint64) * np.uint64(0x94D049BB133111EB)
+        mixed += token.astype(np.uint64) * np.uint64(0x94D049BB133111EB)
         self.prefix = np.where(stays, before, mixed)
-        self.parent = np.where(stays, self.parent[at], before)
-        self.last = np.where(stays, self.last[at], token)
+        self.parent = np.where(stays, self.parent.take(at), before)
+        self.last = np.where(stays, self.last.take(at), token)
         dead = ~(self.total > -np.inf)
         if dead.any():
             self.prefix[dead], self.parent[dead], self.last[dead] = _DEAD, _NO_PARENT, _NO_TOKEN

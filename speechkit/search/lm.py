@@ -260,8 +260,10 @@ class KenLm:
             import kenlm
         except ImportError as error:
             raise ImportError('KenLm needs the kenlm package: pip install "speechkit[lm]"') from error
+        config = kenlm.Config()
+        config.show_progress = False
         try:
-            self._model = kenlm.Model(str(path))
+            self._model = kenlm.Model(str(path), config)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{path}: KenLM cannot read it ({error}); give an ARPA file or a KenLM binary") from error
         self._new_state: Callable[[], Any] = kenlm.State
