@@ -71,6 +71,7 @@ class Index:
         self.manifest = Path(os.path.normpath(self.directory / meta["manifest"]))
         self.num_rows: int = meta["num_rows"]
         self.total_seconds: float = meta["total_seconds"]
+        self._meta = meta
         self._text: str | None = meta["text"]
         _check_manifest(self.directory, self.manifest, meta)
         if tokenizer is not None and self._text != (asked := _text_fingerprint(tokenizer, normalizer)):
@@ -129,6 +130,8 @@ class Index:
 
     def _column(self, name: str) -> np.ndarray:
         if name not in self._columns:
+            if _read_meta(self.directory) != self._meta:
+                raise StaleIndexError(f"{self.directory}: was compiled anew since it was opened; open it again")
             path, dtype = self.directory / name, _DTYPES[name]
             empty = self.num_rows == 0  # nothing to map
             self._columns[name] = np.empty(0, dtype) if empty else np.memmap(path, dtype, "r", shape=(self.num_rows,))
@@ -136,6 +139,7 @@ class Index:
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._file is None:
+            _check_manifest(self.directory, self.manifest, self._meta)
             self._file = open(self.manifest, "rb")  # noqa: SIM115 (kept for the life of the index)
         if hasattr(os, "pread"):  # without a position that forked workers and threads would share
             return os.pread(self._file.fileno(), size, offset)

@@ -91,7 +91,7 @@ def iter_lines(path: Path) -> Iterator[Line]:
                     while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                         offset += len(rest)
                     offset += len(rest)
-                elif number == 1 and data.startswith(b"\xef\xbb\xbf"):
+                if number == 1 and data.startswith(b"\xef\xbb\xbf"):
                     data, begin = data[3:], begin + 3
                 if data.strip():
                     yield Line(number, begin, data.rstrip(b"\r\n"))
