@@ -3,8 +3,8 @@
 `espeakng_loader` (extra `demo`) carries the shared library and its data. The library keeps one global state per
 process: every call here takes a lock, the library is loaded on first use, and the lock is held across `fork`, so that
 a child process inherits a sound state. The synthesiser also carries oscillator phases and noise over from one
-utterance to the next; `speak` therefore unloads the library and loads it anew (0.6 ms), so that its output depends on
-its arguments alone.
+utterance to the next; `speak` therefore unloads the library and loads it anew (0.6 ms), and seeds both its own random
+generator and the C library's, so that its output depends on its arguments alone.
 
 Shape legend: N samples.
 """
@@ -131,6 +131,7 @@ class _Library:
         self.lib.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(pointer), integer, integer]
         self.lib.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
         self.lib.espeak_ListVoices.argtypes = [pointer]
+        self.lib.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self.lib.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
         self.lib.espeak_SetParameter.argtypes = [integer, integer, integer]
         self.lib.espeak_Synth.argtypes = [
@@ -172,6 +173,11 @@ class _Library:
         name = _identifiers[voice] if variant is None else f"{_identifiers[voice]}+{variant}"
         status = self.lib.espeak_SetVoiceByName(name.encode())
         assert status == 0, f"espeak_SetVoiceByName({name}) returned {status}"
+
+    def seed(self) -> None:
+        """Seed the generators behind breath noise: espeak-ng's own, else set from the clock, and C's `rand`."""
+        self.lib.espeak_ng_SetRandSeed(1)
+        (ctypes.CDLL("ucrtbase") if sys.platform == "win32" else self.lib).srand(1)
 
     def close(self) -> None:
         """Stop the library and unload it, statics and all."""
@@ -281,6 +287,7 @@ def speak(
                     _PARAMETER_WORDGAP: word_gap, _PARAMETER_VOLUME: volume}  # fmt: skip
         for parameter, value in settings.items():
             library.lib.espeak_SetParameter(parameter, value, 0)
+        library.seed()
         encoded = text.encode("utf-8")
         status = library.lib.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _CHARS_UTF8, None, None)
         assert status == 0, f"espeak_Synth returned {status}"

@@ -10,17 +10,20 @@ Shape legend: N samples.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
-from speechkit.audio.io import resample, save_audio
+from speechkit.audio.io import resample
 from speechkit.data.corpora.demo_text import GRAMMAR_PATH, LANGUAGES, Sentence, sentences, spoken_form
 from speechkit.data.manifest import read_manifest
 from speechkit.data.parallel import available_cpus, progress_bar
@@ -56,6 +59,12 @@ class DemoJob:
     sentence: Sentence
 
 
+@cache
+def voice_table() -> dict[str, Any]:
+    """Contents of demo_voices.json."""
+    return json.loads(VOICES_PATH.read_text(encoding="utf-8"))
+
+
 def voice_pool(split: str, *, pool: str = "clear") -> list[str]:
     """Voice variants of a split; those of different splits are disjoint.
 
@@ -65,7 +74,7 @@ def voice_pool(split: str, *, pool: str = "clear") -> list[str]:
     """
     if pool not in ("clear", "wide"):
         raise ValueError(f"voices={pool!r} is no voice pool: choose clear or wide")
-    table = json.loads(VOICES_PATH.read_text(encoding="utf-8"))
+    table = voice_table()
     return table["clear"][split] + (table["wide"][split] if pool == "wide" else [])
 
 
@@ -172,7 +181,7 @@ def _plan(out: Path, split: str, language: str, size: int, *, seed: int, setting
     """Jobs of one split and language: sentences and voices in turn, everything else drawn."""
     key = (seed, SPLITS.index(split), LANGUAGES.index(language))
     rng = np.random.default_rng(key)
-    table = json.loads(VOICES_PATH.read_text(encoding="utf-8"))
+    table = voice_table()
     speakers = [(voice, variant) for voice in table["languages"][language]
                 for variant in voice_pool(split, pool=settings["voices"])]  # fmt: skip
     deck: list[int] = []
@@ -221,8 +230,9 @@ def _speak_job(job: DemoJob) -> Utterance:
         written, voice=job.voice, variant=job.variant, speed=job.speed, pitch=job.pitch, pitch_range=job.pitch_range
     )
     wave_N = _finish(spoken, job)
-    save_audio(job.path, wave_N, job.sample_rate)
-    female = job.variant in json.loads(VOICES_PATH.read_text(encoding="utf-8"))["female"]
+    coded = io.BytesIO()  # straight to the path, libsndfile would wait for the disk after every file
+    soundfile.write(coded, wave_N, job.sample_rate, format=job.path.suffix[1:].upper(), subtype="PCM_16")
+    job.path.write_bytes(coded.getvalue())
     return Utterance(
         id=job.id,
         audio_path=job.path.resolve(),
@@ -231,7 +241,7 @@ def _speak_job(job: DemoJob) -> Utterance:
         speaker=f"{job.voice}_{job.variant}",
         lang=job.language,
         extra={
-            "gender": "f" if female else "m",
+            "gender": "f" if job.variant in voice_table()["female"] else "m",
             "text_raw": written,
             "translations": {other: text for other, text in job.sentence.written.items() if other != job.language},
             "words": _shifted(spoken.words, job.lead),
