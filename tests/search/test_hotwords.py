@@ -40,7 +40,7 @@ def leftmost_longest(phrases: set[tuple[str, ...]], words: list[str]) -> int:
 WORDS = st.text("ab", min_size=1, max_size=2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     phrases=st.sets(st.lists(WORDS, min_size=1, max_size=4).map(tuple), min_size=1, max_size=5),
     words=st.lists(WORDS, max_size=12),
