@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speechkit.data.prepared import PreparedCorpus
+from speechkit.data.splits import PreparedCorpus
 
 
 def corpus_names() -> list[str]:

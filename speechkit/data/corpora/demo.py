@@ -27,7 +27,7 @@ from speechkit.audio.io import resample
 from speechkit.data.corpora.demo_text import GRAMMAR_PATH, LANGUAGES, Sentence, sentences, spoken_form
 from speechkit.data.manifest import read_manifest
 from speechkit.data.parallel import available_cpus, progress_bar
-from speechkit.data.prepared import PreparedCorpus, write_splits
+from speechkit.data.splits import PreparedCorpus, write_splits
 from speechkit.text.espeak import SpokenUtterance, TimedSymbol, speak
 from speechkit.types import Seconds, Utterance
 
