@@ -134,7 +134,7 @@ def write_shards(
                 rejects.add("", utterance.id, encoded)
                 continue
             too_many = max_shard_utterances is not None and writer.num_utterances >= max_shard_utterances
-            if writer.num_utterances and (too_many or writer.num_bytes + len(encoded.data) > max_shard_bytes):
+            if writer.num_utterances and (too_many or writer.size_with(encoded) > max_shard_bytes):
                 writer.close_shard()
             writer.add(utterance, encoded)
         writer.close_shard()
@@ -249,6 +249,10 @@ class _ShardWriter:
         self.num_utterances += 1
         self.num_bytes = self._tar.tell()
         self._seconds += encoded.duration
+
+    def size_with(self, encoded: _Encoded) -> int:
+        """Bytes of the current shard if it were closed after this member."""
+        return self.num_bytes + _BLOCK + len(encoded.data) + -len(encoded.data) % _BLOCK + 2 * _BLOCK
 
     def close_shard(self) -> None:
         if self._files is None:
