@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,12 +45,12 @@ def test_warm_up_is_linear_to_the_peak_and_the_end_is_right(schedule: Callable[.
     assert rates[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
     assert max(rates) == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(last)
-    assert all(later <= earlier for earlier, later in zip(rates[9:], rates[10:]))
+    assert all(later <= earlier for earlier, later in pairwise(rates[9:]))
 
 
 def test_exponential_has_a_constant_ratio() -> None:
     rates = _rates(lambda o: optim.exponential(o, 60, warmup_steps=10, final_factor=0.1), 60)
-    ratios = [later / earlier for earlier, later in zip(rates[9:], rates[10:])]
+    ratios = [later / earlier for earlier, later in pairwise(rates[9:])]
     assert ratios == pytest.approx([0.1 ** (1 / 50)] * len(ratios))
 
 
