@@ -42,10 +42,17 @@ class Decoder(Protocol):
         ...
 
 
+class _SequentialFile(soundfile.SoundFile):
+    """A file that soundfile takes for a pipe: on others it seeks after every read, which resets lossy decoders."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class _SndfileDecoder:
     """libsndfile through soundfile."""
 
-    def __init__(self, name: str, file: soundfile.SoundFile) -> None:
+    def __init__(self, name: str, file: _SequentialFile) -> None:
         self.name = name
         self.sample_rate = file.samplerate
         self.num_channels = file.channels
@@ -57,7 +64,7 @@ class _SndfileDecoder:
         if self.num_samples is not None and first >= self.num_samples:
             return
         skip = first
-        if first and self._file.seekable():
+        if first and soundfile.SoundFile.seekable(self._file):
             pre_roll = round(_PRE_ROLL_SECONDS.get(self._file.subtype, 0.0) * self.sample_rate)
             position = max(0, first - pre_roll)
             if position:
@@ -203,7 +210,7 @@ def _open_sndfile(name: str, file: IO[bytes]) -> Iterator[Decoder]:
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         target = file.fileno()
     try:
-        opened = soundfile.SoundFile(target, closefd=False)
+        opened = _SequentialFile(target, closefd=False)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         raise AudioError(
             f"{name}: not an audio file that can be read ({one_line(error)}); convert it to WAV or FLAC, or leave it out"
