@@ -48,7 +48,7 @@ KINDS = {
     "missing": "there is no such audio file",
     "unreadable": "the audio cannot be read",
     "empty": "the audio holds no samples, or the duration is 0",
-    "truncated": "the header promises more audio than the file holds",
+    "truncated": "the header promises more audio than can be decoded: cut off, or damaged on the way",
     "wrong_duration": "the file is longer or shorter than the row says",
     "beyond_end": "offset + duration lie beyond the end of the file",
     "silent": "the loudest sample is below the silence level",
@@ -412,7 +412,7 @@ def _check_audio(utterance: Utterance, *, whole: bool, limits: AudioLimits) -> l
         try:
             scan = _scan(decoder.blocks(first, count))
         except AudioError as error:
-            return [("unreadable", str(error))]
+            return [("truncated" if decoder.num_samples else "unreadable", str(error))]
         promised = None if decoder.num_samples is None else decoder.num_samples / rate
     lost = _missing_wav_seconds(source) if isinstance(source, Path) else 0.0
     found = _duration_problems(utterance, scan.num_samples / rate, promised, lost, whole, limits.duration_tolerance)
@@ -420,7 +420,7 @@ def _check_audio(utterance: Utterance, *, whole: bool, limits: AudioLimits) -> l
         return found or [("empty", f"{utterance.audio_path}: holds no samples")]
     if scan.num_bad:
         found.append(("not_finite", f"{scan.num_bad} samples are NaN or infinite"))
-    if scan.peak < 10 ** (limits.silence_db / 20):
+    elif scan.peak < 10 ** (limits.silence_db / 20):
         level = f"{20 * np.log10(scan.peak):.0f} dB" if scan.peak > 0 else "0"
         found.append(("silent", f"the loudest sample is {level}, the limit {limits.silence_db:g} dB"))
     if scan.clipped > limits.max_clipped:
