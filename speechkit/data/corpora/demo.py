@@ -27,12 +27,12 @@ from speechkit.audio.io import resample
 from speechkit.data.corpora.demo_text import GRAMMAR_PATH, LANGUAGES, Sentence, sentences, spoken_form
 from speechkit.data.manifest import read_manifest
 from speechkit.data.parallel import available_cpus, progress_bar
-from speechkit.data.splits import PreparedCorpus, write_splits
+from speechkit.data.splits import SPLITS, PreparedCorpus, write_splits
 from speechkit.text.espeak import SpokenUtterance, TimedSymbol, speak
 from speechkit.types import Seconds, Utterance
 
 VOICES_PATH = Path(__file__).with_name("demo_voices.json")
-SPLITS = ("train", "dev", "test")
+
 SETTINGS_NAME = "demo.json"
 _PEAK_DB = (-12.0, -2.0)  # peak level in dB of full scale
 _MARGIN = (0.08, 0.30)  # silence before and after the speech, in seconds
