@@ -96,10 +96,11 @@ def flatten(group: Group) -> list[tuple[str, IntArray, float]]:
 def _flatten(group: Group, share: float, prefix: str) -> Iterator[tuple[str, IntArray, float]]:
     name = f"{prefix}{group.name}"
     if group.indices is not None:
-        if not len(group.indices):
-            raise ValueError(f"group {name!r} is empty; leave it out")
         yield name, np.asarray(group.indices), share
         return
+    for member in group.groups:
+        if not len(member):
+            raise ValueError(f"group {member.name!r} is empty; leave it out")
     weights = [
         len(member) ** group.temperature if member.weight is None else member.weight for member in group.groups
     ]

@@ -4,11 +4,11 @@ The plan is one walk through all utterances, cut into steps. The walk visits nar
 to the shortest and, inside a strip, goes through the token counts, upwards in one strip and downwards in the next, so
 that neighbours on the walk are alike in both and the end of one strip meets the like end of the next. Three random
 things make every epoch a fresh one: where the strips begin, the order of equal token counts, and a displacement of each
-utterance along the walk by up to a few batches. The walk is then cut greedily into steps of `world_size` equally large
+utterance along the walk by up to a few batches. The walk is then cut into steps of `world_size` equally large
 batches under the padded budget, and the steps are shuffled.
 
 Everything is a pure function of the columns and one random generator: no Python object per utterance, two sorts of
-packed 64-bit keys and one pass of counting. Background: two-dimensional bucketing as in Canary (Zelasko et al. 2025,
+packed 64-bit keys and one pass that cuts. Background: two-dimensional bucketing as in Canary (Zelasko et al. 2025,
 "Training and Inference Efficiency of Encoder-Decoder Speech Models", section 3); spacing strips by the square root of
 the density is Panter and Dite's rule (1951) for an error that is linear in the strip's width.
 
@@ -316,9 +316,9 @@ def _cut_segments(
     for end in borders.tolist():
         part = capacity_N[begin:end]
         middle = int(rng.integers(len(part) + 1)) if layout.shuffle else len(part)
-        head = greedy_cut(part[:middle], world_size)
-        tail = len(part) - greedy_cut(part[middle:][::-1], world_size)[::-1]
-        join = head[-1] + greedy_cut(part[head[-1] : tail[0]], world_size)
+        head = cut(part[:middle], world_size)
+        tail = len(part) - cut(part[middle:][::-1], world_size)[::-1]
+        join = head[-1] + cut(part[head[-1] : tail[0]], world_size)
         is_filled = join[-1] == tail[0]
         cuts = np.concatenate([head, join[1:], tail[1:] if is_filled else tail])
         mark = np.ones(len(cuts) - 1, dtype=bool)
@@ -331,24 +331,41 @@ def _cut_segments(
     return np.concatenate(starts), np.concatenate(sizes), np.concatenate(full)
 
 
-def greedy_cut(capacity_N: npt.NDArray[np.uint16], world_size: int = 1) -> npt.NDArray[np.int64]:
-    """Cuts a sequence into steps as long as they may be: a step of n has n <= world_size * (least capacity in it).
+def cut(capacity_N: npt.NDArray[np.uint16], world_size: int = 1) -> npt.NDArray[np.int64]:
+    """Cuts a sequence into filled steps: a step of n has n <= world_size * (least capacity in it).
+
+    A step is as long as its first member allows and the least of the members that it would have then: on a walk along
+    which capacity changes slowly this is all but as long as it could be.
 
     Returns:
         The borders of the filled steps, beginning with 0; what lies behind the last border fills no step.
     """
-    cuts, start, least = [0], 0, MAX_CAPACITY * world_size
-    for begin in range(0, len(capacity_N), _CHUNK):
-        limits = (capacity_N[begin : begin + _CHUNK].astype(np.int64) * world_size).tolist()
-        for place, limit in enumerate(limits, begin):
-            if limit < least:
-                least = limit
-            if place - start >= least:
-                cuts.append(place)
-                start, least = place, limit
-    if 0 < len(capacity_N) - start == least:
-        cuts.append(len(capacity_N))
+    sizes_N = _window_minima(capacity_N.astype(np.int32) * world_size)
+    cuts, end = [0], 0
+    while end < len(sizes_N) and (end := end + int(sizes_N[end])) <= len(sizes_N):
+        cuts.append(end)
     return np.array(cuts, dtype=np.int64)
+
+
+def _window_minima(limits_N: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """For each place i the least of limits_N[i : i + limits_N[i]], as far as there are places.
+
+    The minima of all windows of one power-of-two width come from those of half the width; two such windows, one at
+    either end, cover a window of any width up to twice theirs.
+    """
+    num = len(limits_N)
+    least_N, minima_N = limits_N.copy(), limits_N.copy()
+    width, widest = 1, int(limits_N.max(initial=0))
+    while width <= min(widest, num):  # least_N[i] is the least of limits_N[i : i + width]
+        for begin in range(0, num, _CHUNK):
+            limits = limits_N[begin : begin + _CHUNK]
+            places = np.flatnonzero((limits >= width) & (limits < 2 * width)) + begin
+            seconds = np.maximum(np.minimum(places + limits_N[places], num) - width, places)
+            minima_N[places] = np.minimum(least_N[places], least_N[seconds])
+        np.minimum(least_N[:-width], least_N[width:], out=least_N[:-width])
+        width *= 2
+    np.minimum(minima_N, least_N, out=minima_N, where=limits_N >= width)
+    return minima_N
 
 
 def _share_remainder(

@@ -168,17 +168,16 @@ class BucketBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Draws the batches of this epoch: all, or after `load_state_dict` the remaining ones."""
-        plan = self.plan
-        begin_S, end_S = plan.bounds(self.rank)
         self._position = self._resume_at
         self._pass_number += 1
-        return self._draw(plan, begin_S, end_S, self._position, self._pass_number)
+        return self._draw(self.plan, self._position, self._pass_number)
 
-    def _draw(self, plan: Plan, begin_S: IntArray, end_S: IntArray, first: int, pass_number: int) -> Iterator[list[int]]:
-        for step in range(first, len(plan)):
+    def _draw(self, plan: Plan, first: int, pass_number: int) -> Iterator[list[int]]:
+        begin_S, end_S = plan.bounds(self.rank)
+        for step, (begin, end) in enumerate(zip(begin_S[first:].tolist(), end_S[first:].tolist()), first + 1):
             if pass_number == self._pass_number:  # an abandoned pass must not move the position of a newer one
-                self._position = step + 1
-            yield plan.indices[begin_S[step] : end_S[step]].tolist()
+                self._position = step
+            yield plan.indices[begin:end].tolist()
         if pass_number == self._pass_number:
             self._resume_at = 0
 
