@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _EVENT_END_OF_LIST, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 _PARAMETER_RATE, _PARAMETER_VOLUME, _PARAMETER_PITCH, _PARAMETER_RANGE, _PARAMETER_WORDGAP = 1, 2, 3, 4, 7
 _PHONEMES_IPA = 0x02
 _RATE_RANGE = (80, 450)
+_LANGUAGE_SWITCH = re.compile(r"\([a-z]{2,3}(-[a-z0-9-]+)?\)")  # around foreign words
 _PUNCTUATION = '.,;:!?"()[]\u2026\u201c\u201d\u201e\u00ab\u00bb\u00bf\u00a1-'
 
 
@@ -230,8 +232,11 @@ def voices() -> dict[str, str]:
         ImportError: espeakng-loader is not installed.
     """
     with _lock:
-        listed = sorted(_get_library().list_voices())
-    return {language: name for language, name, _ in reversed(listed)}
+        listed = _get_library().list_voices()
+    names: dict[str, str] = {}
+    for language, name, _ in sorted(listed):
+        names.setdefault(language, name)
+    return names
 
 
 def variants() -> list[str]:
@@ -278,8 +283,7 @@ def speak(
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise ValueError(f"{name}={value} is out of range: give a value from {low} to {high}")
-    if "\0" in text:
-        raise ValueError(f"text={text!r} holds a NUL character: remove it")
+    _check_text(text)
     with _lock:
         library = _get_library(fresh=True)
         library.set_voice(voice, variant)
@@ -332,17 +336,22 @@ def _word_times(text: str, events: list[_RawEvent], num_samples: int, sample_rat
     return tuple(words)
 
 
-def phonemize(text: str, lang: str = "en-us") -> str:
-    """IPA transcription of a text: words separated by a blank, clauses by ", ".
+def phonemize(text: str, lang: str = "en-us", *, separator: str = "") -> str:
+    """IPA transcription of a text: words separated by blanks, clauses by ", ".
 
     Args:
         text: plain text.
         lang: voice or language code, one of `voices()`.
+        separator: a character to put between the phonemes of a word.
 
     Raises:
         ImportError: espeakng-loader is not installed.
-        ValueError: the language is unknown.
+        ValueError: the language is unknown, or the separator is longer than a character.
     """
+    if len(separator) > 1 or separator.isspace():
+        raise ValueError(f"separator={separator!r}: give one character that is not white space, or none")
+    _check_text(text)
+    mode = _PHONEMES_IPA | (ord(separator) << 8 if separator else 0)
     with _lock:
         library = _get_library()
         library.set_voice(lang)
@@ -350,7 +359,12 @@ def phonemize(text: str, lang: str = "en-us") -> str:
         cursor = ctypes.c_void_p(ctypes.addressof(buffer))
         clauses: list[str] = []
         while cursor.value:
-            spoken = library.lib.espeak_TextToPhonemes(ctypes.byref(cursor), _CHARS_UTF8, _PHONEMES_IPA)
+            spoken = library.lib.espeak_TextToPhonemes(ctypes.byref(cursor), _CHARS_UTF8, mode)
             if spoken and spoken.strip():
-                clauses.append(spoken.decode("utf-8").strip())
+                clauses.append(_LANGUAGE_SWITCH.sub("", spoken.decode("utf-8")).strip())
     return ", ".join(clauses)
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise ValueError(f"text={text!r} holds a NUL character: remove it")
