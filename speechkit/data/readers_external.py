@@ -156,7 +156,7 @@ def _materialise(where: str, name: str, cut: dict[str, Any], audio_dir: Path) ->
         raise ManifestError(f"{where}: cut {name} has no audio; give cuts with recordings")
     wave_N = np.atleast_2d(np.asarray(samples, dtype=np.float32)).mean(axis=0)
     audio_dir.mkdir(parents=True, exist_ok=True)
-    path = (audio_dir / f"{safe_stem(name)}.flac").absolute()
+    path = (audio_dir / f"{safe_stem(name, where)}.flac").absolute()
     save_audio(path, wave_N, whole.sampling_rate)
     return path, len(wave_N) / whole.sampling_rate, [entry.to_dict() for entry in whole.supervisions]
 
