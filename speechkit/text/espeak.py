@@ -170,7 +170,7 @@ class _Library:
                 _identifiers.setdefault(language, identifier)
         if voice not in _identifiers:
             raise ValueError(f"voice={voice!r} is unknown to espeak-ng: speechkit.text.espeak.voices() lists them")
-        if variant is not None and not (self.data_path / "voices" / "!v" / variant).is_file():
+        if variant is not None and variant not in _variants(self):
             raise ValueError(f"variant={variant!r} is unknown to espeak-ng: choose one of {', '.join(_variants(self))}")
         name = _identifiers[voice] if variant is None else f"{_identifiers[voice]}+{variant}"
         status = self.lib.espeak_SetVoiceByName(name.encode())
