@@ -178,16 +178,16 @@ def _open_binary(source: AudioSource) -> Iterator[tuple[str, IO[bytes]]]:
         name = os.fspath(source)
         try:
             mode = os.stat(source).st_mode  # noqa: PTH116 (a str may hold characters that Path would alter)
-            if stat.S_ISDIR(mode):
-                raise AudioError(f"{name}: is a directory; give an audio file")
-            if not stat.S_ISREG(mode):
-                raise AudioError(f"{name}: is not a regular file; read it yourself and pass the bytes")
-            file = open(source, "rb")  # noqa: SIM115 (closed below)
+            file = open(source, "rb") if stat.S_ISREG(mode) else None  # noqa: SIM115 (closed below)
         except FileNotFoundError as error:
             raise AudioError(f"{name}: no such file; check the path") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or one_line(error)
             raise AudioError(f"{name}: cannot be opened ({reason}); check the path and its permissions") from error
+        if file is None:
+            if stat.S_ISDIR(mode):
+                raise AudioError(f"{name}: is a directory; give an audio file")
+            raise AudioError(f"{name}: is not a regular file; read it yourself and pass the bytes")
         with file:
             yield name, file
         return
