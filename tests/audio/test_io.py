@@ -282,20 +282,20 @@ def test_pipes_and_unseekable_files_are_read_whole(tmp_path: Path) -> None:
 def test_a_long_file_streams_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     with soundfile.SoundFile(path, "w", 32000, 2, "PCM_16") as file:
-        for _ in range(20):
+        for _ in range(10):
             file.write(np.zeros((32000 * 30, 2), np.float32))
     tracemalloc.start()
     total = sum(len(block) for block in iter_audio(path, block_seconds=10.0, sample_rate=RATE))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert total == 600 * RATE
-    assert peak < 12e6  # ten minutes take 38 MB
+    assert total == 300 * RATE
+    assert peak < 12e6  # five minutes take 19 MB, and 77 MB as they are in the file
 
 
 def test_save_writes_long_ogg_and_names_unknown_formats(tmp_path: Path) -> None:
-    wave = np.tile(tone(10.0), 6)
+    wave = np.tile(tone(10.0), 4)
     encode(tmp_path / "long.opus", wave)
-    assert audio_info(tmp_path / "long.opus").duration == pytest.approx(60.0, abs=0.05)
+    assert audio_info(tmp_path / "long.opus").duration == pytest.approx(40.0, abs=0.05)
     with pytest.raises(ValueError, match=r"no audio format has the extension '\.xyz'"):
         save_audio(tmp_path / "a.xyz", wave, RATE)
     with pytest.raises(ValueError, match="cannot write"):
