@@ -31,10 +31,6 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def brief(utterances: Any) -> list[tuple[Any, ...]]:
-    return [(row.id, row.audio_path.name, row.start, row.duration, row.text, row.speaker, row.lang) for row in utterances]
-
-
 def test_prepare_writes_manifest_and_rejects(tmp_path: Path) -> None:
     save(tmp_path / "f" / "1.wav", 1.0)
     save(tmp_path / "f" / "1.flac", 1.0)
