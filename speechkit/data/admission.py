@@ -39,16 +39,20 @@ class Admission:
         num_tokens_N: target tokens, or None.
         capacity_N: largest batch that each utterance may be in; 0 where it fits none.
         rows_N: row of each utterance in the table of batch sizes, or None without a table.
-        outliers: indices of extreme tokens per second, ascending.
         excluded: indices that must not be planned, ascending.
+        max_tokens_per_second: bound of the outliers; None finds them by their deviation.
     """
 
     durations_N: FloatArray
     num_tokens_N: IntArray | None
     capacity_N: npt.NDArray[np.uint16]
     rows_N: npt.NDArray[np.uint16] | None
-    outliers: IntArray
     excluded: IntArray
+    max_tokens_per_second: float | None
+
+    def outliers(self) -> IntArray:
+        """Indices of extreme tokens per second, ascending; not needed for planning, so found when asked for."""
+        return _find_outliers(self.durations_N, self.num_tokens_N, self.max_tokens_per_second)
 
     def included(self) -> npt.NDArray[np.int32] | None:
         """Indices that may be planned; None means all."""
@@ -104,14 +108,15 @@ def admit(
     unfit = np.flatnonzero(capacity_N == 0)
     if len(unfit) and too_long == "raise":
         raise ValueError(_describe_unfit(unfit, durations_N, num_tokens_N, budget, table))
-    strange = _find_outliers(durations_N, num_tokens_N, max_tokens_per_second)
-    excluded = np.union1d(unfit, strange) if outliers == "exclude" else unfit
+    excluded = unfit
+    if outliers == "exclude":
+        excluded = np.union1d(unfit, _find_outliers(durations_N, num_tokens_N, max_tokens_per_second))
     if len(excluded):
         logger.warning(
             "%d of %d utterances are excluded: %d fit no batch, %d tokens-per-second outliers; the first are at indices %s",
             len(excluded), len(durations_N), len(unfit), len(excluded) - len(unfit), excluded[:_SHOWN].tolist(),
         )  # fmt: skip
-    return Admission(durations_N, num_tokens_N, capacity_N, rows_N, strange, excluded)
+    return Admission(durations_N, num_tokens_N, capacity_N, rows_N, excluded, max_tokens_per_second)
 
 
 def _as_columns(durations: npt.ArrayLike, num_tokens: npt.ArrayLike | None) -> tuple[FloatArray, IntArray | None]:

@@ -265,7 +265,7 @@ class BucketBatchSampler:
             steps=len(plan),
             **asdict(costs),
             excluded=tuple(data.excluded.tolist()),
-            outliers=tuple(data.outliers.tolist()),
+            outliers=tuple(data.outliers().tolist()),
             left_out=tuple(plan.left_out.tolist()),
             repeated=tuple(plan.repeated.tolist()),
             shares=self._shares(),
