@@ -36,7 +36,7 @@ def ctc_min_frames(tokens_BU: Tensor, token_lens_B: Tensor) -> Tensor:
     Returns:
         int64, shape (B,).
     """
-    inner = torch.arange(1, tokens_BU.shape[1], device=tokens_BU.device) < token_lens_B[:, None]
+    inner = torch.arange(1, max(tokens_BU.shape[1], 1), device=tokens_BU.device) < token_lens_B[:, None]
     repeats_B = ((tokens_BU[:, 1:] == tokens_BU[:, :-1]) & inner).sum(1)
     return token_lens_B + repeats_B
 

@@ -92,15 +92,15 @@ class ConvModule(nn.Module):
         On a CPU as a 2-D convolution over one row: oneDNN then reads the channels-last input as it lies, and is several
         times as fast as `Conv1d`, which turns it round first.
         """
-        kernel = self.depthwise.kernel_size[0]
-        right = 0 if self.causal else kernel // 2
-        if x_BTD.device.type != "cpu":
-            x_BDT = F.pad(x_BTD, (0, 0, kernel - 1 - right, right)).transpose(1, 2)
-            return self.depthwise(x_BDT).transpose(1, 2)
+        weight, bias = self.depthwise.weight, self.depthwise.bias
+        dim, _, kernel = weight.shape
+        padding = 0 if self.causal else kernel // 2
         if self.causal:
             x_BTD = F.pad(x_BTD, (0, 0, kernel - 1, 0))
-        x_BD1T, weight = x_BTD.transpose(1, 2).unsqueeze(2), self.depthwise.weight.unsqueeze(2)
-        y_BD1T = F.conv2d(x_BD1T, weight, self.depthwise.bias, padding=(0, right), groups=len(weight))
+        x_BDT = x_BTD.transpose(1, 2)
+        if x_BTD.device.type != "cpu":
+            return F.conv1d(x_BDT, weight, bias, padding=padding, groups=dim).transpose(1, 2)
+        y_BD1T = F.conv2d(x_BDT.unsqueeze(2), weight.unsqueeze(2), bias, padding=(0, padding), groups=dim)
         return y_BD1T.squeeze(2).transpose(1, 2)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,13 +70,23 @@ class ConvSubsampling(nn.Module):
         if feats_BTF.shape[1] == 0:
             feats_BTF = F.pad(feats_BTF, (0, 0, 0, 1))
         padded = padding_mask(feat_lens_B, feats_BTF.shape[1]) is not None
-        x_BCTF, lens_B = feats_BTF.unsqueeze(1), feat_lens_B
+        if feats_BTF.device.type == "cpu" and len(feats_BTF) > 1 and not torch.compiler.is_compiling():
+            # Row by row the buffers stay in the cache, and are small enough for malloc to use them again.
+            rows = zip(feats_BTF.split(1), feat_lens_B.split(1))
+            x_BTD = torch.cat([self._convolve(x_1TF, lens_1, padded) for x_1TF, lens_1 in rows])
+        else:
+            x_BTD = self._convolve(feats_BTF, feat_lens_B, padded)
+        return x_BTD, self.output_lengths(feat_lens_B)
+
+    def _convolve(self, x_BTF: Tensor, lens_B: Tensor, padded: bool) -> Tensor:
+        """The stages; frames past the lengths are cleared before each of them when there are any."""
+        x_BCTF = x_BTF.unsqueeze(1)
         for conv in self.convs:
             if padded:
                 x_BCTF = x_BCTF.masked_fill(~valid_mask(lens_B, x_BCTF.shape[2])[:, None, :, None], 0.0)
             x_BCTF = F.relu(conv(x_BCTF))
             lens_B = (lens_B + 1) // 2
-        return self.out(x_BCTF.transpose(1, 2).flatten(2)), lens_B
+        return self.out(x_BCTF.transpose(1, 2).flatten(2))
 
 
 def _full_conv(channels: int) -> nn.Module:
