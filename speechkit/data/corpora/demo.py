@@ -53,7 +53,7 @@ class DemoJob:
     lead: Seconds
     tail: Seconds
     peak_db: float
-    snr_db: float | None
+    snr_db: Sequence[float] | None
     noise_seed: tuple[int, ...]
     sample_rate: int
     sentence: Sentence
@@ -191,7 +191,6 @@ def _plan(out: Path, split: str, language: str, size: int, *, seed: int, setting
         voice, variant = speakers[deck.pop()]
         speed, pitch = (int(rng.integers(low, high + 1)) for low, high in (settings["speed"], settings["pitch"]))
         lead, tail = (round(float(margin), 3) for margin in rng.uniform(*_MARGIN, size=2))
-        snr = settings["noise_snr_db"]
         name = f"demo_{language}_{split}_{index:06d}"
         yield DemoJob(
             id=name,
@@ -205,7 +204,7 @@ def _plan(out: Path, split: str, language: str, size: int, *, seed: int, setting
             lead=lead,
             tail=tail,
             peak_db=float(rng.uniform(*_PEAK_DB)),
-            snr_db=None if snr is None else float(rng.uniform(*snr)),
+            snr_db=settings["noise_snr_db"],
             noise_seed=(*key, index),
             sample_rate=settings["sample_rate"],
             sentence=sentence,
@@ -261,10 +260,9 @@ def _finish(spoken: SpokenUtterance, job: DemoJob) -> np.ndarray:
     lead, tail = (round(margin * job.sample_rate) for margin in (job.lead, job.tail))
     wave_N = np.pad(speech_N, (lead, tail))
     if job.snr_db is not None:
-        power = float(np.mean(np.square(speech_N, dtype=np.float64)))
-        noise_N = np.random.default_rng(job.noise_seed).standard_normal(len(wave_N))
-        wave_N = wave_N + np.sqrt(power / 10 ** (job.snr_db / 10)) * noise_N
-        wave_N = np.clip(wave_N, -1.0, 1.0).astype(np.float32)
+        rng = np.random.default_rng(job.noise_seed)
+        power = float(np.mean(np.square(speech_N, dtype=np.float64))) / 10 ** (rng.uniform(*job.snr_db) / 10)
+        wave_N = np.clip(wave_N + np.sqrt(power) * rng.standard_normal(len(wave_N)), -1.0, 1.0).astype(np.float32)
     return wave_N
 
 
