@@ -6,6 +6,7 @@ pretrained folder to <run_dir>/pretrained. Returns the metric of the exported we
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from speechkit.training.run import (
     model_card,
     obtain_tokenizer,
     one_line_errors,
+    quiet_lightning,
     set_threads,
     write_json,
 )
+
+build = functools.partial(instantiate, _convert_="all")  # nothing we call sees a DictConfig
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -47,31 +51,34 @@ def train(cfg: DictConfig) -> float:
     job_dir = Path(cfg.job_dir)
     checkpoint = claim_run_dir(job_dir, resume=cfg.resume)
     set_threads(cfg.threads)
+    quiet_lightning()
     pl.seed_everything(cfg.seed, verbose=False)
     tokenizer = obtain_tokenizer(
         job_dir / "tokenizer",
-        instantiate(cfg.tokenizer),
+        build(cfg.tokenizer),
         lambda: training_texts(OmegaConf.to_object(cfg.data)["train"], normalizer=cfg.data.normalizer),
     )
-    features = instantiate(cfg.features)
-    encoder = {"encoder": {"input_dim": features.output_dim}}
-    model = instantiate(cfg.model, vocab_size=tokenizer.vocab_size, **encoder)
+    features = build(cfg.features)
+    model = build(cfg.model, vocab_size=tokenizer.vocab_size, encoder={"input_dim": features.output_dim})
     module = LitModule(
         features=features,
-        augment=instantiate(cfg.augment.feats),
+        augment=build(cfg.augment.feats),
         model=model,
         tokenizer=tokenizer,
-        optimizer=instantiate(cfg.optim.optimizer),
-        scheduler=instantiate(cfg.optim.scheduler),
-        infer=instantiate(cfg.decode),
+        optimizer=build(cfg.optim.optimizer),
+        scheduler=build(cfg.optim.scheduler),
+        infer=build(cfg.decode),
         on_nonfinite=cfg.on_nonfinite,
     )
-    datamodule = instantiate(cfg.data, tokenizer=tokenizer, _convert_="all")
-    callbacks = list(instantiate(cfg.callbacks).values())
-    trainer = instantiate(cfg.trainer, callbacks=callbacks)
+    datamodule = build(cfg.data, tokenizer=tokenizer)
+    callbacks = list(build(cfg.callbacks).values())
+    trainer = build(cfg.trainer, callbacks=callbacks)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
 
     checkpointer = next(callback for callback in callbacks if isinstance(callback, Checkpointer))
+    if not checkpointer.kept:
+        print("no validation ran, so there are no weights to export")
+        return float("nan")
     module.load_state_dict(checkpointer.averaged_weights(), strict=False)
     [metrics] = trainer.validate(module, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:

@@ -92,7 +92,8 @@ class SpeechProgressBar(TQDMProgressBar):
         """Prints the line of this validation."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and trainer.is_global_zero and not trainer.sanity_checking:
-            self.print(metrics_line(trainer, time.perf_counter() - self._started))
+            write = print if self.is_disabled else self.print  # a live bar has to move out of the way
+            write(metrics_line(trainer, time.perf_counter() - self._started))
             sys.stdout.flush()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,19 @@ def one_line_errors() -> Iterator[None]:
         where = f" (config {error.full_key})" if getattr(error, "full_key", "") else ""
         print(f"error: {cause}{where}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def quiet_lightning() -> None:
+    """Silences messages that tell a user nothing: what hardware is absent, advertisements, advice against our settings."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # how many help is measured, not guessed
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*combination of `DataLoader.*",  # our loader is kept over epochs, not made anew
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def set_threads(num_threads: int | None) -> None:
