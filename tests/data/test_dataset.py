@@ -112,9 +112,11 @@ def test_errors_name_id_and_path_or_are_counted(utterances: list[Utterance], tmp
 
 def test_error_in_a_worker_names_id_and_path(utterances: list[Utterance], tmp_path: Path) -> None:
     rows = [*utterances[:2], Utterance(id="gone", audio_path=tmp_path / "gone.wav", duration=1.0)]
-    loader = DataLoader(make(rows), batch_size=3, num_workers=1, collate_fn=collate_asr)
+    loader = DataLoader(make(rows), batch_size=1, num_workers=1, collate_fn=collate_asr)
+    batches = iter(loader)
+    assert [next(batches).ids, next(batches).ids] == [("u0",), ("u1",)]
     with pytest.raises(AudioError, match=r"utterance 'gone': .*gone\.wav: no such file"):
-        list(loader)
+        next(batches)
 
 
 def test_broken_augmenters_are_not_skipped(utterances: list[Utterance]) -> None:
