@@ -103,6 +103,9 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def parse_row(data: bytes, where: str) -> dict[str, Any]:
     """One line of JSON to a dict.
 
@@ -116,7 +119,7 @@ def parse_row(data: bytes, where: str) -> dict[str, Any]:
     if len(data) > MAX_LINE_BYTES:
         raise ManifestError(f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; write one JSON object per line")
     try:
-        row = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        row = _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ManifestError(f"{where}: not UTF-8 (byte {error.start}); save the manifest as UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -168,15 +171,15 @@ def _has_parent(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _real(directory: str) -> str:
-    return os.path.realpath(directory)
+def _base(directory: str) -> tuple[Path, str]:
+    return Path(directory), os.path.realpath(directory)
 
 
 def absolute_path(written: str, base: str) -> Path:
     """The absolute path of `written`, which is relative to the directory `base` (".." goes by the real directory)."""
     if _has_parent(written):
-        return Path(os.path.normpath(os.path.join(_real(base), written)))  # noqa: PTH118
-    return Path(base, written)
+        return Path(os.path.normpath(os.path.join(_base(base)[1], written)))  # noqa: PTH118
+    return _base(base)[0] / written
 
 
 def row_to_utterance(row: dict[str, Any], *, base: str, where: str, need_duration: bool = True) -> Utterance:
@@ -459,35 +462,3 @@ def filter_manifest(
         first = (*old.first_ids, utterance.id) if old.num < _SHOWN else old.first_ids
         out[reason] = LeftOut(old.num + 1, old.seconds + utterance.duration, first)
     return kept, FilterReport(len(kept), sum(utterance.duration for utterance in kept), out)
-
-
-def split_by_speaker(
-    utterances: Iterable[Utterance], fractions: Mapping[str, float], *, seed: int = 0
-) -> dict[str, list[Utterance]]:
-    """Split so that no speaker is in two parts; a speaker's part depends on its name and the seed alone.
-
-    Utterances without speaker are split by id. Because whole speakers move, parts have the asked sizes only on average.
-
-    Args:
-        utterances: what to split.
-        fractions: share of each part, by name, for example {"train": 0.8, "dev": 0.1, "test": 0.1}; they sum to 1.
-        seed: another seed gives another split.
-
-    Raises:
-        ValueError: the fractions are negative or do not sum to 1.
-    """
-    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise ValueError(f"fractions={dict(fractions)}: must be >= 0 and sum to 1")
-    parts: dict[str, list[Utterance]] = {name: [] for name in fractions}
-    for utterance in utterances:
-        key = f"{seed}\n{utterance.speaker or utterance.id}".encode("utf-8", "surrogatepass")
-        point = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
-        chosen = next(iter(fractions))
-        for name, fraction in fractions.items():
-            if fraction > 0:
-                chosen = name
-            point -= fraction
-            if point < 0:
-                break
-        parts[chosen].append(utterance)
-    return parts

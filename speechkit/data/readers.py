@@ -41,8 +41,8 @@ READERS: Mapping[str, Callable[..., Iterator[Utterance]]] = {
     "nemo": read_nemo,
     "kaldi": read_kaldi,
     "csv": read_csv,
-    "ljspeech": read_ljspeech,
-    "folder": read_folder,
+    "ljspeech_metadata": read_ljspeech,
+    "audio_folder": read_folder,
     "lhotse": read_lhotse,
     "huggingface": read_huggingface,
 }

@@ -19,7 +19,6 @@ from speechkit.data.manifest import (
     iter_lines,
     iter_manifest,
     read_manifest,
-    split_by_speaker,
     write_manifest,
 )
 from speechkit.types import Utterance
@@ -258,24 +257,3 @@ def test_filter_counts_with_the_tokenizer_given() -> None:
     rows = [Utterance("words", Path("/a.wav"), 1.0, text="one two three")]
     assert filter_manifest(rows, min_tokens_per_second=4, encode=str.split)[0] == []
     assert filter_manifest(rows, min_tokens_per_second=3, encode=str.split)[0] == rows
-
-
-@given(st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
-def test_split_keeps_speakers_together(seed: int) -> None:
-    rows = [Utterance(f"u{i}", Path("/a.wav"), 1.0, speaker=f"s{i % 60}") for i in range(240)]
-    parts = split_by_speaker(rows, {"train": 0.5, "dev": 0.25, "test": 0.25, "none": 0.0}, seed=seed)
-    assert sorted(entry.id for part in parts.values() for entry in part) == sorted(entry.id for entry in rows)
-    speakers = [{entry.speaker for entry in part} for part in parts.values()]
-    assert sum(map(len, speakers)) == 60
-    assert parts["none"] == []
-    fewer = split_by_speaker(rows[:100], {"train": 0.5, "dev": 0.25, "test": 0.25, "none": 0.0}, seed=seed)
-    assert all(set(map(id, fewer[name])) <= set(map(id, parts[name])) for name in parts)  # adding rows moves nobody
-
-
-def test_split_sizes_and_checks() -> None:
-    rows = [Utterance(f"u{i}", Path("/a.wav"), 1.0) for i in range(4000)]
-    parts = split_by_speaker(rows, {"train": 0.8, "test": 0.2})
-    assert abs(len(parts["train"]) / 4000 - 0.8) < 0.03
-    with pytest.raises(ValueError, match="sum to 1"):
-        split_by_speaker(rows, {"train": 0.8})

@@ -37,7 +37,7 @@ def test_prepare_writes_manifest_and_rejects(tmp_path: Path) -> None:
     write(tmp_path / "f" / "1.txt", "Hi")
     write(tmp_path / "f" / "2.wav", "junk")
     write(tmp_path / "f" / "2.txt", "junk")
-    report = prepare("folder", tmp_path / "f", tmp_path / "out", lang="en")
+    report = prepare("audio_folder", tmp_path / "f", tmp_path / "out", lang="en")
     assert [row.lang for row in read_manifest(tmp_path / "out")] == ["en"]
     assert (report.path, report.num_utterances, report.seconds) == (tmp_path / "out" / "manifest.jsonl", 1, 1.0)
     assert not report.ok
@@ -48,10 +48,10 @@ def test_prepare_writes_manifest_and_rejects(tmp_path: Path) -> None:
     (tmp_path / "f" / "1.flac").unlink()
     (tmp_path / "f" / "2.wav").unlink()
     (tmp_path / "f" / "2.txt").unlink()
-    assert prepare("folder", tmp_path / "f", tmp_path / "out").ok
+    assert prepare("audio_folder", tmp_path / "f", tmp_path / "out").ok
     assert not report.rejects_path.exists()
     with pytest.raises(ManifestError, match="has no transcript"):
-        prepare("folder", save(tmp_path / "g" / "x.wav").parent, tmp_path / "o.jsonl", on_error="raise")
+        prepare("audio_folder", save(tmp_path / "g" / "x.wav").parent, tmp_path / "o.jsonl", on_error="raise")
 
 
 def test_transcoding_cuts_resamples_and_resumes(tmp_path: Path) -> None:
