@@ -428,4 +428,4 @@ def test_read_any(tmp_path: Path) -> None:
         read_any("nemmo", tmp_path)
     with pytest.raises(ValueError, match="reader 'kaldi' takes no option columns; it takes audio_root, lang"):
         read_any("kaldi", tmp_path, columns={})
-    assert set(READERS) == set(["nemo", "kaldi", "csv", "ljspeech_metadata", "audio_folder", "lhotse", "huggingface"])
+    assert set(READERS) == {"nemo", "kaldi", "csv", "ljspeech_metadata", "audio_folder", "lhotse", "huggingface"}
