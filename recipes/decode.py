@@ -46,7 +46,7 @@ def decode(cfg: DictConfig) -> None:
     started = time.perf_counter()
     set_threads(cfg.threads)
     recognizer = load(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype)
-    if cfg.decode is not None:
+    if cfg.get("decode") is not None:
         recognizer.options = instantiate(cfg.decode).keywords["options"]
     utterances = read_manifest(cfg.manifest)
     if not utterances:

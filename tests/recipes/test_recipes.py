@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins import basic_launcher
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,14 +109,9 @@ def test_a_sweep_gets_the_metric(
 ) -> None:
     arguments = _overrides(tones, tmp_path / "run", **{"trainer.max_epochs": 1, "optim.lr": "0.001,0.01"})
     seen: list[Any] = []
-    from hydra.core import utils
-
-    run_job = utils.run_job
+    run_job = basic_launcher.run_job
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "hydra._internal.core_plugins.basic_launcher.run_job",
-            lambda *args, **kwargs: seen.append(run_job(*args, **kwargs)) or seen[-1],
-        )
+        patch.setattr(basic_launcher, "run_job", lambda *a, **kw: seen.append(run_job(*a, **kw)) or seen[-1])
         _run("train.py", ["-m", *arguments], monkeypatch)
     results = [json.loads((tmp_path / f"run-sweep/{number}/result.json").read_text()) for number in (0, 1)]
     assert [job.return_value for job in seen] == pytest.approx([result["valid/wer"] for result in results])
