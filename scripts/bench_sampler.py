@@ -277,8 +277,8 @@ def pair_repeat(before: Batches, after: Batches, *, num: int) -> float:
 
 def print_rows(rows: list[Row]) -> None:
     """A table, one block for each data set."""
-    names = {"audio %": 8, "token %": 8, "repeat %": 9, "batch": 7, "s/batch": 8, "used %": 7, "over %": 7, "steps": 7, "utt/s": 11}
-    head = " ".join(f"{name:>{width}}" for name, width in names.items())
+    names = ("audio %", "token %", "repeat %", "batch", "s/batch", "used %", "over %", "steps", "utt/s")
+    head = " ".join(f"{name:>{width}}" for name, width in zip(names, (8, 8, 9, 7, 8, 7, 7, 7, 11)))
     for data in dict.fromkeys(row.data for row in rows):
         print(f"\n{data:<34} {head}")
         for row in rows:

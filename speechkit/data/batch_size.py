@@ -11,6 +11,7 @@ Shape legend: B batch, N samples, T frames, F mel bins, U tokens.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import multiprocessing
@@ -242,6 +243,7 @@ class TrainStepProbe:
 
     def _run_child(self, batch_size: int, max_duration: Seconds, max_tokens: int, peak: Synchronized[int]) -> None:
         torch.set_num_threads(1)  # thread pools do not survive a fork
+        gc.disable()  # a collection would copy every page that is shared with the parent
         try:
             self._step(1, 1.0, 4)  # the state of the optimizer exists before the step that counts
             self._step(batch_size, max_duration, max_tokens)

@@ -116,8 +116,6 @@ def test_probe_on_the_cpu_keeps_the_cap():
     assert probe(1, 1.0, 3)  # 1,000 samples x 256 floats: 1 MB
     assert probe(5, 1.0, None)
     assert not probe(1000, 1.0, 3)  # 1 GB and more
-    (row,) = find_batch_sizes(probe, Bins((Bin(4.0, 20),)), start=8, tolerance=0.3).rows
-    assert 2 <= row.batch_size <= 25  # 4 MB and as much again for the backward pass
     assert probe.settings["device"] == "cpu"
 
 
