@@ -284,9 +284,7 @@ def extract_archive(path: str | Path, out_dir: str | Path) -> Path:
                     target.mkdir(parents=True, exist_ok=True)
                     continue
                 if member.size > shutil.disk_usage(root).free:
-                    raise ArchiveError(
-                        f"{path}: {member.name} ({member.size} bytes) does not fit on the disk of {root}"
-                    )
+                    raise ArchiveError(f"{path}: {member.name} ({member.size} bytes) does not fit on the disk of {root}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with member.content() as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, _BLOCK_BYTES)
@@ -369,9 +367,7 @@ def _members(path: Path) -> Iterator[_Member]:
                     raise ArchiveError(f"{path}: {entry.filename!r} is a link: the archive is not to be trusted")
                 yield _Member(entry.filename, entry.is_dir(), entry.file_size, lambda entry=entry: zipped.open(entry))
     else:
-        raise ArchiveError(
-            f"{path}: is neither a tar nor a zip archive, or is damaged; delete it and download it again"
-        )
+        raise ArchiveError(f"{path}: is neither a tar nor a zip archive, or is damaged; delete it and download it again")
 
 
 def _opened(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

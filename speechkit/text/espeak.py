@@ -110,18 +110,14 @@ class _Library:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ImportError(
-                'espeak-ng is needed for synthetic speech and phonemes: pip install "speechkit[demo]"'
-            ) from error
+            raise ImportError('espeak-ng is needed for synthetic speech and phonemes: pip install "speechkit[demo]"') from error
         self.chunks: list[np.ndarray] = []
         self.events: list[_RawEvent] = []
         self.data_path = Path(espeakng_loader.get_data_path())
         self.lib: Any = ctypes.CDLL(espeakng_loader.get_library_path())
         self._declare()
         options = _INITIALIZE_PHONEME_EVENTS | _INITIALIZE_PHONEME_IPA | _INITIALIZE_DONT_EXIT
-        self.sample_rate = int(
-            self.lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, str(self.data_path).encode(), options)
-        )
+        self.sample_rate = int(self.lib.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, str(self.data_path).encode(), options))
         if self.sample_rate <= 0:
             raise OSError(f"espeak-ng could not start with its data at {self.data_path}: reinstall espeakng-loader")
         self._callback = _SynthCallback(self._on_audio)  # kept: the library holds a bare pointer to it

@@ -235,9 +235,7 @@ def test_full_disk(server: Server, dest: Path, monkeypatch: pytest.MonkeyPatch) 
 FILES = {"corpus/a.txt": b"alpha", "corpus/sub/b.bin": DATA[:5000], "corpus/empty": b""}
 
 
-def tar_bytes(
-    files: dict[str, bytes], mode: str = "w:gz", extra: Callable[[tarfile.TarFile], None] | None = None
-) -> bytes:
+def tar_bytes(files: dict[str, bytes], mode: str = "w:gz", extra: Callable[[tarfile.TarFile], None] | None = None) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
         for name, content in files.items():

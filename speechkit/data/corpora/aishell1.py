@@ -41,9 +41,7 @@ def download_aishell1(dest: Path, *, url: str = URL, md5: str | None = MD5, keep
     return root
 
 
-def prepare_aishell1(
-    src: Path, out: Path, *, keep_spaces: bool = False, num_workers: int | None = None
-) -> PreparedCorpus:
+def prepare_aishell1(src: Path, out: Path, *, keep_spaces: bool = False, num_workers: int | None = None) -> PreparedCorpus:
     """Write train.jsonl, dev.jsonl and test.jsonl, the official splits.
 
     Args:
@@ -62,8 +60,7 @@ def prepare_aishell1(
         texts[name] = " ".join(text.split()) if keep_spaces else "".join(text.split())
     rejects = Rejects()
     splits = {
-        split: list(with_durations(_drafts(root / "wav" / split, texts, rejects), rejects, num_workers))
-        for split in SPLITS
+        split: list(with_durations(_drafts(root / "wav" / split, texts, rejects), rejects, num_workers)) for split in SPLITS
     }
     found = {row.id for rows in splits.values() for row in rows} | {reject.id for reject in rejects.entries}
     for name in sorted(texts.keys() - found):
@@ -75,8 +72,6 @@ def _drafts(directory: Path, texts: dict[str, str], rejects: Rejects) -> Iterato
     for path in sorted(directory.glob("*/*.wav")):
         if texts.get(path.stem):
             speaker = path.parent.name
-            yield Draft(
-                str(path), Utterance(path.stem, path, math.nan, text=texts[path.stem], speaker=speaker, lang="zh")
-            )
+            yield Draft(str(path), Utterance(path.stem, path, math.nan, text=texts[path.stem], speaker=speaker, lang="zh"))
         else:
             rejects.add(str(path), path.stem, "has no transcript (true of some hundred files of the corpus)")

@@ -127,11 +127,7 @@ def prepare_demo(
     if _is_prepared(out, settings):
         return write_splits("demo", out, {split: read_manifest(out / f"{split}.jsonl") for split in SPLITS})
     jobs = {
-        split: [
-            job
-            for language in languages
-            for job in _plan(out, split, language, sizes[split], seed=seed, settings=settings)
-        ]
+        split: [job for language in languages for job in _plan(out, split, language, sizes[split], seed=seed, settings=settings)]
         for split in SPLITS
     }
     for split in SPLITS:
@@ -225,9 +221,7 @@ def _speak_all(jobs: list[DemoJob], num_workers: int | None) -> Iterator[Utteran
 def _speak_job(job: DemoJob) -> Utterance:
     """Speak and write one utterance."""
     written = job.sentence.written[job.language]
-    spoken = speak(
-        written, voice=job.voice, variant=job.variant, speed=job.speed, pitch=job.pitch, pitch_range=job.pitch_range
-    )
+    spoken = speak(written, voice=job.voice, variant=job.variant, speed=job.speed, pitch=job.pitch, pitch_range=job.pitch_range)
     wave_N = _finish(spoken, job)
     coded = io.BytesIO()  # straight to the path, libsndfile would wait for the disk after every file
     soundfile.write(coded, wave_N, job.sample_rate, format=job.path.suffix[1:].upper(), subtype="PCM_16")

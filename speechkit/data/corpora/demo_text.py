@@ -40,9 +40,7 @@ _TENS = {
 }
 _COUNTS = np.array([n for n in range(2, 60) if n == 11 or n % 10 != 1])
 _MINUTES = np.array([0, 10, 15, 20, 25, 30, 40, 45, 50])
-_SPANISH_TWENTIES = (
-    "veinte veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete veintiocho veintinueve"
-)
+_SPANISH_TWENTIES = "veinte veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete veintiocho veintinueve"
 _CONTRACTIONS = {
     "fr": ((r"\bà le\b", "au"), (r"\bà les\b", "aux"), (r"\bde le\b", "du"), (r"\bde les\b", "des")),
     "es": ((r"\ba el\b", "al"), (r"\bde el\b", "del")),

@@ -54,9 +54,7 @@ def prepare_folder(
     num_splits = 1 + sum(fraction > 0 for fraction in fractions.values())
     if by == "speaker" and "" in folders:
         first = rows[folders.index("")].audio_path
-        raise ValueError(
-            f"by='speaker': {first} is in no folder of its own below {src}: move it, or split by utterance"
-        )
+        raise ValueError(f"by='speaker': {first} is in no folder of its own below {src}: move it, or split by utterance")
     if by == "speaker" or (by == "auto" and "" not in folders and len(set(folders)) > num_splits):
         rows = [row if row.speaker else replace(row, speaker=folder) for row, folder in zip(rows, folders)]
         folder_of = dict(zip((row.id for row in rows), folders))

@@ -71,6 +71,4 @@ def _drafts(directory: Path, rejects: Rejects) -> Iterator[Draft]:
             rejects.add(str(path), path.stem, "its name is not <digit>_<speaker>_<recording>.wav")
             continue
         digit, speaker, _ = match.groups()
-        yield Draft(
-            str(path), Utterance(path.stem, path, math.nan, text=DIGITS[int(digit)], speaker=speaker, lang="en")
-        )
+        yield Draft(str(path), Utterance(path.stem, path, math.nan, text=DIGITS[int(digit)], speaker=speaker, lang="en"))

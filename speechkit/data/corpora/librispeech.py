@@ -24,9 +24,7 @@ MD5 = {
 }
 
 
-def download_librispeech(
-    dest: Path, *, subsets: Sequence[str] = tuple(MD5), url: str = URL, keep: bool = False
-) -> Path:
+def download_librispeech(dest: Path, *, subsets: Sequence[str] = tuple(MD5), url: str = URL, keep: bool = False) -> Path:
     """Download and unpack subsets of LibriSpeech (60 GB for all).
 
     Args:

@@ -70,9 +70,7 @@ def prepare_speechocean762(
         ages = _ages(root / split / "spk2age", rejects)
         read = read_kaldi(root / split, audio_root=root, lang="en", rejects=rejects, num_workers=num_workers)
         official[split] = [_described(row, ages, lowercase) for row in read]
-    splits = split_by_group(
-        official["train"], group=lambda row: row.speaker, fractions={"dev": dev_fraction}, seed=seed
-    )
+    splits = split_by_group(official["train"], group=lambda row: row.speaker, fractions={"dev": dev_fraction}, seed=seed)
     return write_splits("speechocean762", out, {**splits, "test": official["test"]}, rejects=rejects)
 
 
