@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from array import array
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -127,6 +128,9 @@ class Index:
 
     def __getitem__(self, i: int) -> Utterance:
         return self.utterance(i)
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return (self.utterance(i) for i in range(self.num_rows))
 
     def _column(self, name: str) -> np.ndarray:
         if name not in self._columns:

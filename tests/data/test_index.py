@@ -45,7 +45,7 @@ def test_columns_and_rows_equal_the_manifest(tmp_path: Path) -> None:
     assert isinstance(index.durations, np.memmap)
     assert not index.durations.flags.writeable
     assert [index.utterance(i) for i in range(5)] == rows == [index[i - 5] for i in range(5)]
-    assert list(index) == rows  # a sequence: iteration ends with IndexError
+    assert list(index) == rows
     assert index.total_seconds == sum(row.duration for row in rows)
     for wrong in (5, -6):
         with pytest.raises(IndexError):
