@@ -109,7 +109,7 @@ def test_folder_of_hostile_files(tmp_path: Path, num_workers: int) -> None:
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     begun = time.monotonic()
     report = validate_manifest(tmp_path / "m.jsonl", fix=tmp_path / "good.jsonl", num_workers=num_workers, timeout=30)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 200
     told: dict[str, set[str]] = {name: set() for name in expected}
     for problem in report.problems:
         told[problem.id].add(problem.kind)
@@ -183,10 +183,10 @@ def test_crash_and_hang_cost_one_row_each(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(validate.IsolatedWorkers, "call", sabotaged)
     begun = time.monotonic()
-    report = validate_manifest(tmp_path / "m.jsonl", num_workers=2, timeout=3.0)
-    assert time.monotonic() - begun < 30
+    report = validate_manifest(tmp_path / "m.jsonl", num_workers=2, timeout=5.0)
+    assert time.monotonic() - begun < 50
     assert [(entry.id, entry.kind) for entry in report.problems] == [("b", "crash"), ("d", "timeout")]
-    assert "took more than 3 s" in report.problems[1].detail
+    assert "took more than 5 s" in report.problems[1].detail
 
 
 def test_workers_raise_what_the_function_raises_and_live_on() -> None:
