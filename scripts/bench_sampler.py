@@ -4,8 +4,8 @@
     python scripts/bench_sampler.py --scale 10000000
 
 Every method plans two epochs of the same columns. Speed is the better of the two, from columns (for lhotse: from an
-existing CutSet) to the last batch as a list of indices, construction included. Padding is measured by one function on
-those lists. `pair repeat` is the part of the pairs of utterances sharing a batch in epoch 0 that share one in epoch 1.
+existing CutSet) to the last batch as a list of indices, construction included, in CPU seconds: all methods work in one
+thread, and a busy machine does not distort the comparison. Padding is measured by one function on those lists. `pair repeat` is the part of the pairs of utterances sharing a batch in epoch 0 that share one in epoch 1.
 `over` is the largest batch relative to the budget: a method above 100 % needs more memory than the others were given.
 `--scale` plans that many utterances in a process of its own, on one core, and reports seconds and peak memory.
 """
@@ -235,9 +235,9 @@ def measure(data: Columns, budget: float, name: str, method: Method) -> Row:
     epochs, seconds = [], []
     for epoch in (0, 1):
         gc.collect()
-        begin = time.perf_counter()
+        begin = time.process_time()
         epochs.append(method(epoch))
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     batches = epochs[0]
     missing = len(data.durations_N) - len({index for batch in batches for index in batch})
     if missing:

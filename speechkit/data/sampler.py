@@ -104,6 +104,8 @@ class BucketBatchSampler:
             **asdict(budget), num_buckets=num_buckets, pair_repeat=pair_repeat, world_size=world_size,
             max_tokens_per_second=max_tokens_per_second,
         )  # fmt: skip
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must not be negative")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; with world_size={world_size} it must be in 0..{world_size - 1}")
         table = batch_sizes
@@ -319,6 +321,7 @@ def _lay_out(
     num_batches = float(sum((1.0 / part).sum() for part in np.array_split(fitting_N, len(fitting_N) // 2**20 + 1)))
     if not shuffle:
         min_batches = 1.0
+        num_buckets = MAX_STRIPS if data.num_tokens_N is None else num_buckets  # next to a full sort
     most = int(np.clip(num_batches / min_batches, 1, MAX_STRIPS))
     if num_buckets is None:
         num_buckets = most if data.num_tokens_N is None else round(np.sqrt(num_batches / window))

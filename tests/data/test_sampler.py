@@ -154,6 +154,7 @@ def test_unshuffled_plan_is_sorted_and_constant():
     assert list(sampler) == batches
     longest = np.array([durations[batch].max() for batch in batches])
     assert np.corrcoef(longest, np.arange(len(longest)))[0, 1] < -0.8
+    assert BucketBatchSampler(durations=durations, shuffle=False).padding_report().audio_percent < 2.0
 
 
 @given(st.integers(1, 8), st.integers(1, 300))
@@ -242,6 +243,7 @@ def test_rate_outliers_are_reported_and_only_excluded_on_demand():
         ({"durations": [1.0], "rank": 2, "world_size": 2}, "rank is 2"),
         ({"durations": [1.0], "max_batch_seconds": 0}, "max_batch_seconds is 0"),
         ({"durations": [1.0], "num_buckets": 0}, "num_buckets is 0"),
+        ({"durations": [1.0], "seed": -1}, "seed is -1"),
         ({"durations": [1.0], "pair_repeat": 0.0}, "pair_repeat is 0"),
     ],
 )
