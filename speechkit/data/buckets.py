@@ -59,6 +59,10 @@ class Bins:
     def __post_init__(self) -> None:
         _check_rows(self.rows)
 
+    def __str__(self) -> str:
+        """A table of the buckets and the number of outliers."""
+        return f"{_table(self.rows)}\n{len(self.outliers)} tokens-per-second outliers did not shape the bounds"
+
     def save(self, path: PathLike) -> None:
         """Writes YAML."""
         _save_yaml(path, {"rows": [asdict(row) for row in self.rows], "outliers": list(self.outliers)})
@@ -100,6 +104,10 @@ class BatchSizeTable:
         for place, row in enumerate(self.rows):
             if row.batch_size < 1:
                 raise ValueError(f"rows[{place}].batch_size is {row.batch_size}; it must be at least 1")
+
+    def __str__(self) -> str:
+        """A table of the buckets and their batch sizes."""
+        return _table(self.rows)
 
     def save(self, path: PathLike) -> None:
         """Writes YAML."""
@@ -218,6 +226,17 @@ def _check_rows(rows: Sequence[Bin] | Sequence[BatchSizeRow]) -> None:
     for place, (before, after) in enumerate(pairwise(keys), start=1):
         if not before < after:
             raise ValueError(f"rows[{place}] {after} does not come after {before}; sort by max_duration, then max_tokens")
+
+
+def _table(rows: Sequence[Bin] | Sequence[BatchSizeRow]) -> str:
+    """One line a row, columns named by the fields."""
+    names = [item.name for item in fields(rows[0])]
+    lines = [names, *([_cell(getattr(row, name)) for name in names] for row in rows)]
+    return "\n".join("  ".join(f"{cell:>{len(name)}}" for name, cell in zip(names, line)) for line in lines)
+
+
+def _cell(value: float | None) -> str:
+    return "any" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 RowT = TypeVar("RowT", Bin, BatchSizeRow)

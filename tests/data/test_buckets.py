@@ -128,3 +128,15 @@ def test_broken_tables_are_refused(tmp_path, text, message):
 def test_wrong_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         estimate_bins(**options)
+
+
+def test_tables_are_readable():
+    lines = str(Bins((Bin(1.5, 7, 4.25), Bin(30.0, None, None)), outliers=(3,))).splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["max_duration", "max_tokens", "max_tokens_per_second"],
+        ["1.50", "7", "4.25"],
+        ["30.00", "any", "any"],
+    ]
+    assert len({len(line) for line in lines[:3]}) == 1
+    assert lines[3].startswith("1 tokens-per-second outliers")
+    assert str(BatchSizeTable((BatchSizeRow(2.0, 5, 64),))).splitlines()[1].split() == ["2.00", "5", "64"]
