@@ -22,8 +22,8 @@ from speechkit.audio import mel
 from speechkit.audio.cmvn import Cmvn, valid_frames
 from speechkit.types import Seconds
 
-_CPU_ROWS = 1024  # frames per chunk: the spectra of a chunk stay in the second-level cache
-_GPU_ROWS = 1 << 17
+_CPU_ROWS = 4096  # frames per chunk: few enough for the cache, enough to keep threads from waiting for each other
+_GPU_ROWS = 1 << 15
 _MIN_ROWS = 32  # GEMM takes other code paths, with other rounding, for fewer rows
 
 
