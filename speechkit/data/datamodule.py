@@ -144,6 +144,12 @@ class SpeechDataModule(pl.LightningDataModule):
         return self._valid_loader
 
     @property
+    def train_dataset(self) -> SpeechDataset:
+        """The training data."""
+        assert self._train_loader is not None
+        return self._train_loader.dataset  # type: ignore[return-value]
+
+    @property
     def batches_per_epoch(self) -> int:
         """Batches of this rank in epoch 0."""
         assert self._train_loader is not None

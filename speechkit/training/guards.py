@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from speechkit.data.batch_size import is_out_of_memory
 from speechkit.types import AsrBatch
 
 MAX_IDS = 64
@@ -36,7 +37,7 @@ def explain_oom(batch: AsrBatch, sample_rate: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory in a batch of {describe_batch(batch, sample_rate)}. Lower data.sampler.max_batch_seconds "
@@ -58,9 +59,3 @@ def nonfinite_message(losses: Iterable[torch.Tensor], ids: Iterable[tuple[str, .
     names = guilty or [name for _, names in pairs for name in names]
     shown = ", ".join(names[:MAX_IDS]) + (f" and {len(names) - MAX_IDS} more" if len(names) > MAX_IDS else "")
     return f"NaN or infinite {what} in a step over {len(names)} utterances: {shown}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "DefaultCPUAllocator" in str(error)  # on the host, torch raises a plain RuntimeError

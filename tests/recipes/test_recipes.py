@@ -73,7 +73,7 @@ def test_train_decode_score(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_dir, hyps = tmp_path / "run", tmp_path / "hyps.jsonl"
-    _run("train.py", _overrides(tones, run_dir, **{"trainer.max_epochs": 25, "trainer.check_val_every_n_epoch": 5}), monkeypatch)
+    _run("train.py", _overrides(tones, run_dir, **{"trainer.max_epochs": 10, "trainer.check_val_every_n_epoch": 2}), monkeypatch)
     printed = capsys.readouterr().out
     assert "padding report" in printed
     assert printed.count("| valid loss") == 5
@@ -99,9 +99,9 @@ def test_train_decode_score(
         [sys.executable, ROOT / "scripts/score_wer.py", hyps, "--json", tmp_path / "score.json"], capture_output=True, check=False
     )
     assert score.returncode == 0, score.stderr.decode()
-    assert result["valid/cer"] < 0.5, "a tone recogniser should learn something in 25 epochs"
-    errors = json.dumps(json.loads((tmp_path / "score.json").read_text()))
-    assert f"{result['valid/wer']:.3f}"[:4] in errors, "decoding and validation give the same error rate"
+    assert result["valid/cer"] < 0.5, "a tone recogniser should learn something in ten epochs"
+    [scored] = json.loads((tmp_path / "score.json").read_text())["files"]
+    assert scored["wer"] == pytest.approx(result["valid/wer"]), "decoding and validation give the same error rate"
 
 
 def test_a_sweep_gets_the_metric(
@@ -178,7 +178,7 @@ def test_kill_9_and_resume(tones: Path, tmp_path: Path, monkeypatch: pytest.Monk
     trace = tmp_path / "killed.jsonl"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 280
         while not trace.exists() or len(trace.read_text().splitlines()) < 7:
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, "the run never came to its seventh step"
