@@ -152,8 +152,20 @@ def test_validate_reports_them_all(tmp_path: Path) -> None:
 
 def test_command_line_keeps_going(tmp_path: Path) -> None:
     make_hostile_folder(tmp_path / "hostile")
-    command = [sys.executable, "-m", "speechkit", "transcribe", str(tmp_path / "hostile"), "-m", "fsdd-ctc", "-o", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "speechkit",
+        "transcribe",
+        str(tmp_path / "hostile"),
+        "-m",
+        "fsdd-ctc",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -124,7 +124,9 @@ def test_windows_of_unbroken_speech_are_stitched(recognizer: Recognizer) -> None
     windows = short._windows(feats_TF)
     assert len(windows) > 3
     whole, lens = recognizer.model.frame_log_probs(feats_TF[None], torch.tensor([len(feats_TF)]))
-    parts = [recognizer.model.frame_log_probs(feats_TF[None, w.start : w.end], torch.tensor([w.end - w.start]))[0][0] for w in windows]
+    parts = [
+        recognizer.model.frame_log_probs(feats_TF[None, w.start : w.end], torch.tensor([w.end - w.start]))[0][0] for w in windows
+    ]
     stitched = stitch(parts, windows)
     assert len(stitched) == int(lens[0])
     agreement = (stitched.argmax(-1) == whole[0].argmax(-1)).float().mean()

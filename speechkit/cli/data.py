@@ -30,13 +30,14 @@ def prepare(
     speechkit prepare librispeech /corpora/LibriSpeech data/librispeech     a corpus: <split>.jsonl in a directory
     speechkit prepare demo data/demo                                        the embedded demo corpus, nothing to download
     speechkit prepare kaldi exp/data/train train.jsonl                      a reader: one manifest
-    speechkit prepare csv clips.tsv train.jsonl --set text_column=sentence
+    speechkit prepare csv clips.tsv train.jsonl --set "columns={text: sentence}"
 
     Corpora: librispeech ljspeech aishell1 common_voice fsdd speechocean762 folder demo.
     Readers: nemo kaldi csv ljspeech_metadata audio_folder lhotse huggingface.
     """
     from speechkit.data.corpora import corpus_names, prepare_corpus
-    from speechkit.data.readers import READERS, prepare_manifest, read_any
+    from speechkit.data.readers import READERS
+    from speechkit.data.readers import prepare as prepare_with
 
     options = _parse(settings)
     if len(paths) > 2 or (len(paths) == 1 and kind != "demo"):
@@ -45,8 +46,7 @@ def prepare(
         if kind in corpus_names():
             click.echo(prepare_corpus(kind, paths[0] if len(paths) == 2 else None, paths[-1], **options))
         elif kind in READERS:
-            utterances = read_any(kind, paths[0], **options)
-            click.echo(prepare_manifest(utterances, paths[1], sample_rate=sample_rate, audio_format=audio_format))
+            click.echo(prepare_with(kind, paths[0], paths[1], sample_rate=sample_rate, audio_format=audio_format, **options))
         else:
             fail(f"{kind!r} is neither a corpus ({', '.join(corpus_names())}) nor a reader ({', '.join(READERS)})")
     except (ValueError, OSError, ImportError, TypeError) as error:
