@@ -53,7 +53,7 @@ class DemoJob:
     lead: Seconds
     tail: Seconds
     peak_db: float
-    snr_db: Sequence[float] | None
+    snr_db: tuple[float, float] | None
     noise_seed: tuple[int, ...]
     sample_rate: int
     sentence: Sentence
@@ -163,13 +163,15 @@ def _fingerprint() -> str:
 
 
 def _is_prepared(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds the corpus of these settings; other settings are about to be overwritten."""
+    """Whether `out` holds the corpus of these settings; else the note of what it holds is taken away."""
     path = out / SETTINGS_NAME
-    if not path.is_file():
-        return False
-    if json.loads(path.read_text(encoding="utf-8")) == settings:
-        return all((out / f"{split}.jsonl").is_file() for split in SPLITS)
-    path.unlink()
+    try:
+        same = json.loads(path.read_text(encoding="utf-8")) == settings
+    except (OSError, ValueError):
+        same = False
+    if same and all((out / f"{split}.jsonl").is_file() for split in SPLITS):
+        return True
+    path.unlink(missing_ok=True)
     return False
 
 
