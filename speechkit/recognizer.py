@@ -83,8 +83,8 @@ class Recognizer:
         window_seconds: Seconds = 30.0,
         context_seconds: Seconds = 2.0,
     ) -> None:
-        self.features = features.eval()
-        self.model = model.eval()
+        self.features: Any = features.eval()
+        self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.infer = infer
         self.options = options

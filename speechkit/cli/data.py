@@ -46,7 +46,8 @@ def prepare(
         if kind in corpus_names():
             click.echo(prepare_corpus(kind, paths[0] if len(paths) == 2 else None, paths[-1], **options))
         elif kind in READERS:
-            click.echo(prepare_with(kind, paths[0], paths[1], sample_rate=sample_rate, audio_format=audio_format, **options))
+            rewriting: dict[str, Any] = {"sample_rate": sample_rate, "audio_format": audio_format}
+            click.echo(prepare_with(kind, paths[0], paths[1], **rewriting, **options))
         else:
             fail(f"{kind!r} is neither a corpus ({', '.join(corpus_names())}) nor a reader ({', '.join(READERS)})")
     except (ValueError, OSError, ImportError, TypeError) as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechkit.nn.attention import Position, PositionTable, SelfAttention, position_table
+from speechkit.nn.dropout import Dropout
 from speechkit.nn.masks import attention_mask, padding_mask
 from speechkit.nn.norm import MaskedBatchNorm
 from speechkit.nn.positional import sinusoids
@@ -42,7 +43,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, ff_dim)
         self.down = nn.Linear(ff_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps (B, T, D) to (B, T, D); the residual is the caller's."""
@@ -75,7 +76,7 @@ class ConvModule(nn.Module):
         self.depthwise = nn.Conv1d(dim, dim, kernel_size, groups=dim)
         self.conv_norm = nn.LayerNorm(dim) if norm == "layer" else MaskedBatchNorm(dim=dim)
         self.out = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """Maps (B, T, D) to (B, T, D); frames outside `valid_BT` read as zeros under the convolution."""
@@ -116,17 +117,18 @@ class ConformerBlock(nn.Module):
         kernel_size: int,
         position: Position = "rope",
         dropout: float = 0.1,
+        attention_dropout: float = 0.0,
         conv_norm: ConvNorm = "layer",
         causal: bool = False,
     ) -> None:
         super().__init__()
         self.ff1 = FeedForward(dim=dim, ff_dim=ff_dim, dropout=dropout)
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim=dim, num_heads=num_heads, position=position, dropout=dropout)
+        self.attention = SelfAttention(dim=dim, num_heads=num_heads, position=position, dropout=attention_dropout)
         self.conv = ConvModule(dim=dim, kernel_size=kernel_size, norm=conv_norm, causal=causal, dropout=dropout)
         self.ff2 = FeedForward(dim=dim, ff_dim=ff_dim, dropout=dropout)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x_BTD: Tensor, valid_BT: Tensor | None = None, mask: Tensor | None = None, table: PositionTable = None
@@ -158,7 +160,8 @@ class ConformerEncoder(nn.Module):
         subsampling: "conv2d4" (Conformer), "dw4" or "dw8" (Fast Conformer).
         subsampling_channels: channels of the subsampling convolutions; None for `dim`.
         position: "rope", "relative", "absolute" or "none".
-        dropout: rate in training, everywhere.
+        dropout: rate in training on features, hidden layers and residual branches.
+        attention_dropout: rate on the attention weights in training; above 0 the T x T weights are kept in memory.
         layer_drop: chance in training that a block is skipped, drawn per block and utterance. Skipped blocks are
             computed all the same: every parameter has a gradient on every rank at every step.
         conv_norm: norm after the depthwise convolution: "layer", or "batch" (statistics over valid frames).
@@ -187,6 +190,7 @@ class ConformerEncoder(nn.Module):
         subsampling_channels: int | None = None,
         position: Position = "rope",
         dropout: float = 0.1,
+        attention_dropout: float = 0.0,
         layer_drop: float = 0.0,
         conv_norm: ConvNorm = "layer",
         chunk_size: int | None = None,
@@ -203,7 +207,7 @@ class ConformerEncoder(nn.Module):
         self.chunk_size, self.left_chunks = chunk_size, left_chunks
         self.subsampling = ConvSubsampling(input_dim=input_dim, dim=dim, kind=subsampling, channels=subsampling_channels)
         self.subsampling_factor, self.output_dim = self.subsampling.factor, dim
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             ConformerBlock(
                 dim=dim,
@@ -212,6 +216,7 @@ class ConformerEncoder(nn.Module):
                 kernel_size=kernel_size,
                 position=position,
                 dropout=dropout,
+                attention_dropout=attention_dropout,
                 conv_norm=conv_norm,
                 causal=chunk_size is not None,
             )

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from speechkit.losses.consistency import symmetric_kl
 from speechkit.losses.ctc import ctc_loss
+from speechkit.nn.dropout import Dropout
 from speechkit.types import AsrBatch, LossOutput
 
 BLANK = 0
@@ -64,7 +65,7 @@ class CtcModel(nn.Module):
         self.cr_weight = cr_weight
         dim: int = encoder.output_dim  # type: ignore[assignment]
         self.subsampling_factor: int = encoder.subsampling_factor  # type: ignore[assignment]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = nn.Linear(dim, vocab_size)
         self.condition = nn.Linear(vocab_size, dim) if self_condition else None
 
