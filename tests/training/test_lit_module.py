@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from speechkit.metrics.wer import WerAccumulator
+from speechkit.training import optim
 from speechkit.training.ema import Ema
 from speechkit.training.guards import TrainingError
 from speechkit.training.progress import PADDING, SPEED, SpeechProgressBar, SpeedMonitor
@@ -75,7 +77,7 @@ class _Breaking(torch.nn.Module):
 
 
 def _fit_breaking(tones: Path, tmp_path: Path, model: _Breaking, **options: Any) -> tuple[pl.Trainer, Any, list[str]]:
-    module = tiny.make_module(model=model, **options)
+    module = tiny.make_module(model=model, scheduler=partial(optim.constant, warmup_steps=0), **options)
     trace = tiny.Trace(path=tmp_path / "trace")
     trainer = tiny.make_trainer(tmp_path, trace, max_epochs=1, limit_val_batches=0)
     trainer.fit(module, datamodule=tiny.make_datamodule(tones))
