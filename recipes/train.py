@@ -76,9 +76,7 @@ def train(cfg: DictConfig) -> float:
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
 
     checkpointer = next(callback for callback in callbacks if isinstance(callback, Checkpointer))
-    if not checkpointer.kept:
-        print("no validation ran, so there are no weights to export")
-        return float("nan")
+    checkpointer.keep_final(trainer, module, datamodule)
     module.load_state_dict(checkpointer.averaged_weights(), strict=False)
     [metrics] = trainer.validate(module, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:

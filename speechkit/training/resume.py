@@ -124,6 +124,7 @@ class Checkpointer(Checkpoint):
         self.every_minutes, self.every_steps = every_minutes, every_steps
         self.kept: list[tuple[float, int, str]] = []  # score, step, file name; the best first
         self._saved_step, self._saved_time = 0, time.monotonic()
+        self._validated_step, self._is_final = -1, False
 
     @property
     def last_path(self) -> Path:
@@ -144,16 +145,25 @@ class Checkpointer(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps the validated weights if they are good enough, and saves."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.sanity_checking or (trainer.state.fn != "fit" and not self._is_final):
             return
         self._keep_weights(trainer, pl_module)
-        if not trainer.fit_loop.epoch_loop._should_accumulate():
+        self._validated_step = trainer.global_step
+        if not self._is_final and not trainer.fit_loop.epoch_loop._should_accumulate():
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves, unless a validation at the epoch's end did already."""
         if trainer.global_step > self._saved_step:
             self._save(trainer)
+
+    def keep_final(self, trainer: pl.Trainer, pl_module: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
+        """Validates and ranks the last weights too, where training ended (by time or steps) between two validations."""
+        if self._validated_step == trainer.global_step:
+            return
+        self._is_final = True
+        trainer.validate(pl_module, datamodule=datamodule, verbose=False)
+        self._is_final = False
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """Mean of the kept weights.
@@ -167,11 +177,12 @@ class Checkpointer(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Which weights are kept."""
-        return {"kept": [list(entry) for entry in self.kept]}
+        return {"kept": [list(entry) for entry in self.kept], "validated_step": self._validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.kept = [(score, step, name) for score, step, name in state_dict["kept"]]
+        self._validated_step = state_dict["validated_step"]
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         steps = trainer.global_step - self._saved_step
