@@ -5,9 +5,10 @@
 
 Every method plans two epochs of the same columns. Speed is the better of the two, from columns (for lhotse: from an
 existing CutSet) to the last batch as a list of indices, construction included, in CPU seconds: all methods work in one
-thread, and a busy machine does not distort the comparison. Padding is measured by one function on those lists. `pair repeat` is the part of the pairs of utterances sharing a batch in epoch 0 that share one in epoch 1.
-`over` is the largest batch relative to the budget: a method above 100 % needs more memory than the others were given.
-`--scale` plans that many utterances in a process of its own, on one core, and reports seconds and peak memory.
+thread, and a busy machine does not distort the comparison. Padding is measured by one function on those lists. `pair
+repeat` is the part of the pairs of utterances sharing a batch in epoch 0 that share one in epoch 1. `over` is the
+largest batch relative to the budget: a method above 100 % needs more memory than the others were given. `--scale`
+plans that many utterances in a process of its own, on one core, and reports seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -275,19 +276,22 @@ def pair_repeat(before: Batches, after: Batches, *, num: int) -> float:
     return float((together * (together - 1)).sum() / max((sizes * (sizes - 1)).sum(), 1.0))
 
 
-def print_rows(rows: list[Row]) -> None:
-    """A table, one block for each data set."""
+def compare(data: Columns, budget: float) -> list[Row]:
+    """Measures all methods on one data set, printing each as it is done."""
     names = ("audio %", "token %", "repeat %", "batch", "s/batch", "used %", "over %", "steps", "utt/s")
     head = " ".join(f"{name:>{width}}" for name, width in zip(names, (8, 8, 9, 7, 8, 7, 7, 7, 11)))
-    for data in dict.fromkeys(row.data for row in rows):
-        print(f"\n{data:<34} {head}")
-        for row in rows:
-            if row.data == data:
-                print(
-                    f"  {row.method:<32} {row.audio_percent:8.2f} {row.token_percent:8.2f} {row.pair_repeat_percent:9.1f} "
-                    f"{row.mean_batch:7.1f} {row.mean_seconds:8.1f} {row.budget_percent:7.1f} {row.over_percent:7.1f} "
-                    f"{row.steps:7d} {row.utterances_per_s:11,.0f}"
-                )
+    print(f"\n{data.name:<34} {head}", flush=True)
+    rows = []
+    for name, method in methods(data, budget):
+        row = measure(data, budget, name, method)
+        rows.append(row)
+        print(
+            f"  {row.method:<32} {row.audio_percent:8.2f} {row.token_percent:8.2f} {row.pair_repeat_percent:9.1f} "
+            f"{row.mean_batch:7.1f} {row.mean_seconds:8.1f} {row.budget_percent:7.1f} {row.over_percent:7.1f} "
+            f"{row.steps:7d} {row.utterances_per_s:11,.0f}",
+            flush=True,
+        )
+    return rows
 
 
 # ---------------------------------------------------------------------- scale
@@ -356,13 +360,7 @@ def main() -> None:
         num = options.num or (20_000 if options.quick else 200_000)
         root = options.data_root or Path(os.environ.get("SPEECHKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
         sets = [librispeech_like(num), mixed_corpus(num), speechocean(root, options.tokenizer)]
-        rows = [
-            measure(data, options.budget, name, method)
-            for data in sets
-            if data is not None
-            for name, method in methods(data, options.budget)
-        ]
-        print_rows(rows)
+        rows = [row for data in sets if data is not None for row in compare(data, options.budget)]
         document = [asdict(row) for row in rows]
     if options.json:
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
