@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Literal
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from speechkit.data.batch_size import TrainStepProbe, find_batch_sizes
 from speechkit.data.buckets import estimate_bins
 from speechkit.data.datamodule import training_texts
 from speechkit.training.run import obtain_tokenizer, one_line_errors, set_threads
 
-PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+PRECISIONS: dict[str, Literal["fp32", "bf16", "fp16"]] = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
 build = functools.partial(instantiate, _convert_="all")
 
 
@@ -37,7 +38,7 @@ def search(cfg: DictConfig) -> None:
     tokenizer = obtain_tokenizer(
         Path(cfg.job_dir) / "tokenizer",
         build(cfg.tokenizer),
-        lambda: training_texts(OmegaConf.to_object(cfg.data)["train"], normalizer=cfg.data.normalizer),
+        lambda: training_texts(cfg.data.train, normalizer=cfg.data.normalizer),
     )
     datamodule = build(cfg.data, tokenizer=tokenizer)
     datamodule.setup("fit")

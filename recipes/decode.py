@@ -19,8 +19,9 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from speechkit.data.collate import collate_asr
@@ -128,9 +129,7 @@ def run_info(cfg: DictConfig, recognizer: Recognizer, *, warmup_batches: int, wa
         decode={key: value if isinstance(value, str | int | float | None) else str(value) for key, value in options.items()},
         checkpoint=str(cfg.checkpoint),
         versions={"python": platform.python_version(), "torch": torch.__version__, "speechkit": version("speechkit")},
-        command=shlex.join(
-            ["speechkit", "decode", *OmegaConf.to_object(hydra.core.hydra_config.HydraConfig.get().overrides.task)]
-        ),
+        command=shlex.join(["speechkit", "decode", *HydraConfig.get().overrides.task]),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 import lightning.pytorch as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,7 +57,7 @@ def train(cfg: DictConfig) -> float:
     tokenizer = obtain_tokenizer(
         job_dir / "tokenizer",
         build(cfg.tokenizer),
-        lambda: training_texts(OmegaConf.to_object(cfg.data)["train"], normalizer=cfg.data.normalizer),
+        lambda: training_texts(cfg.data.train, normalizer=cfg.data.normalizer),
     )
     features = build(cfg.features)
     model = build(cfg.model, vocab_size=tokenizer.vocab_size, encoder={"input_dim": features.output_dim})
@@ -91,11 +92,11 @@ def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, ste
     parts: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("features", "model", "decode")}
     parts["model"]["vocab_size"] = module.tokenizer.vocab_size
     parts["model"]["encoder"]["input_dim"] = module.features.output_dim
-    command = shlex.join(["speechkit", "train", *hydra.core.hydra_config.HydraConfig.get().overrides.task])
+    command = shlex.join(["speechkit", "train", *HydraConfig.get().overrides.task])
     config = {
         "kind": "recognizer",
         **parts,
-        "features_fingerprint": module.features.fingerprint(),
+        "features_fingerprint": module.features.fingerprint(),  # type: ignore[operator]
         "normalizer": cfg.data.normalizer,
         "languages": list(module.tokenizer.tags),
         "description": cfg.description,

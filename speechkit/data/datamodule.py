@@ -40,7 +40,7 @@ class ResumableLoader(DataLoader):
         self.batches = sampler
         self._taken = (0, 0)  # epoch, batches of it
 
-    def __iter__(self) -> Iterator[AsrBatch]:
+    def __iter__(self) -> Iterator[AsrBatch]:  # type: ignore[override]
         """The batches that the sampler's epoch still holds. Nothing is read before the first one is asked for."""
         epoch = self.batches.epoch
         self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -116,10 +116,13 @@ class SpeechDataModule(pl.LightningDataModule):
         self.train_manifests, self.valid_manifests = name_manifests(train), name_manifests(valid)
         self.tokenizer, self.make_sampler, self.weights = tokenizer, sampler, weights
         self.normalizer = get_normalizer(normalizer)
-        self.reading = {"sample_rate": sample_rate, "channel": channel, "seed": seed, "cache": cache}
+        self.reading: dict[str, Any] = {"sample_rate": sample_rate, "channel": channel, "seed": seed, "cache": cache}
         self.transforms, self.on_error = transforms, on_error
-        self.limits = {"min_duration": min_seconds, "max_duration": max_seconds}
-        self.max_tokens_per_second = max_tokens_per_second
+        self.limits: dict[str, Any] = {
+            "min_duration": min_seconds,
+            "max_duration": max_seconds,
+            "max_tokens_per_second": max_tokens_per_second,
+        }
         self.valid_batch_seconds, self.num_workers = valid_batch_seconds, num_workers
         self._train_loader: ResumableLoader | None = None
         self._valid_loader: DataLoader | None = None
@@ -159,7 +162,8 @@ class SpeechDataModule(pl.LightningDataModule):
         """One line on the training and validation data."""
         assert self._train_loader is not None
         assert self._valid_loader is not None
-        train, valid = (loader.dataset.durations for loader in (self._train_loader, self._valid_loader))
+        datasets: list[Any] = [self._train_loader.dataset, self._valid_loader.dataset]
+        train, valid = (dataset.durations for dataset in datasets)
         return (
             f"training on {len(train):,} utterances ({train.sum() / 3600:.2f} h) in {self._num_batches} batches, "
             f"validating on {len(valid):,} ({valid.sum() / 3600:.2f} h)"
@@ -193,7 +197,6 @@ class SpeechDataModule(pl.LightningDataModule):
         kept, report = filter_manifest(
             read_manifest(path),
             **self.limits,
-            max_tokens_per_second=self.max_tokens_per_second,
             encode=lambda text: self.tokenizer.encode(self.normalizer(text)),
         )
         if report.num_left_out:

@@ -73,12 +73,12 @@ class RandomStates(pl.Callback):
 
 def random_states() -> dict[str, Any]:
     """States of all global generators of this process, as plain values and tensors."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    kind, keys, *rest = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "python": [version, torch.tensor(internal), gauss],
     }
 
@@ -136,11 +136,12 @@ class Checkpointer(Checkpoint):
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Saves when it is time, unless the epoch ends or a validation follows, which save by themselves."""
-        loop = trainer.fit_loop.epoch_loop
+        """Saves when it is time or training stops, unless the epoch ends or a validation follows, which save themselves."""
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert fetcher is not None
         stepped = trainer.global_step > self._saved_step and not loop._should_accumulate()
-        ends = loop._num_ready_batches_reached() or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-        if stepped and not ends and self._is_due(trainer):
+        ends = loop._num_ready_batches_reached() or loop._should_check_val_fx(fetcher)
+        if stepped and not ends and (self._is_due(trainer) or trainer.should_stop):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -153,8 +154,8 @@ class Checkpointer(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves, unless a validation at the epoch's end did already."""
-        if trainer.global_step > self._saved_step:
+        """Saves, unless a validation at the epoch's end did already, or the epoch was broken off."""
+        if trainer.global_step > self._saved_step and trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self._save(trainer)
 
     def keep_final(self, trainer: pl.Trainer, pl_module: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
@@ -162,6 +163,7 @@ class Checkpointer(Checkpoint):
         if self._validated_step == trainer.global_step:
             return
         self._is_final = True
+        pl_module.load_state_dict(evaluation_weights(trainer, pl_module), strict=False)
         trainer.validate(pl_module, datamodule=datamodule, verbose=False)
         self._is_final = False
 

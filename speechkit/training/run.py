@@ -39,7 +39,8 @@ def one_line_errors() -> Iterator[None]:
             cause = cause.__cause__  # Hydra's wrapping of an error in a constructor
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, USER_ERRORS):
             raise
-        where = f" (config {error.full_key})" if getattr(error, "full_key", "") else ""
+        key = getattr(error, "full_key", "")
+        where = f" (config {key})" if key else ""
         print(f"error: {cause}{where}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -97,7 +98,7 @@ def obtain_tokenizer(
         ValueError: rank 0 did not deliver within ten minutes.
     """
     directory = Path(directory)
-    if not directory.is_dir() and rank_zero_only.rank == 0:
+    if not directory.is_dir() and trainer_rank() == 0:
         partial = directory.with_name(f"{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         train(texts()).save(partial)
@@ -108,6 +109,11 @@ def obtain_tokenizer(
             raise ValueError(f"{directory} did not appear: the process of rank 0 should have trained the tokenizer")
         time.sleep(0.2)
     return load_tokenizer(directory)
+
+
+def trainer_rank() -> int:
+    """Rank of this process among those that a launcher started, known before there is a trainer."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:

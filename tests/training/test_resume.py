@@ -45,6 +45,7 @@ def _fit(root: Path, name: str, *, start: Path | None = None, **options: Any) ->
     trace = root / f"{name}.jsonl"
     every_steps, num_workers = options.pop("every_steps", 1), options.pop("num_workers", 0)
     callbacks: list[pl.Callback] = [
+        *options.pop("more", ()),
         tiny.Trace(path=trace),
         RandomStates(seed=1),
         Ema(decay=0.9),
@@ -84,3 +85,22 @@ def test_going_on_from_any_checkpoint_changes_nothing(case: str, tmp_path: Path)
     for lines in {saved[round(place)] for place in np.linspace(0, len(saved) - 1, 4)}:
         rest = _fit(tmp_path, f"from{lines}", start=tmp_path / "whole" / f"after-{lines}.ckpt", **dict(CASES[case]))
         assert rest == whole[lines:], f"going on after line {lines} of {len(whole)}"
+
+
+class Stop(pl.Callback):
+    """Stops training after some steps, as a time limit does."""
+
+    def __init__(self, *, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.after
+
+
+@pytest.mark.parametrize("after", [2, 3])
+def test_a_run_that_was_stopped_in_mid_epoch_goes_on_there(after: int, tmp_path: Path) -> None:
+    options = {"check_val_every_n_epoch": 2, "every_steps": 100}
+    whole = _fit(tmp_path, "whole", **options)
+    stopped = _fit(tmp_path, "stopped", more=[Stop(after=after)], **options)
+    assert stopped == whole[:after]
+    assert _fit(tmp_path, "rest", start=tmp_path / "stopped/last.ckpt", **options) == whole[after:]
