@@ -61,7 +61,7 @@ def make_hostile_folder(folder: Path) -> dict[str, bool]:
     good = _wav_bytes(wave)
     flac, ogg = io.BytesIO(), io.BytesIO()
     soundfile.write(flac, wave, RATE, format="FLAC")
-    soundfile.write(ogg, wave, RATE, format="OGG", subtype="VORBIS")
+    soundfile.write(ogg, _speechlike(4.0), RATE, format="OGG", subtype="VORBIS")
     nan = wave.copy()
     nan[100] = np.nan
     infinite = wave.copy()
@@ -78,7 +78,7 @@ def make_hostile_folder(folder: Path) -> dict[str, bool]:
         "header_only.wav": (good[:44], False),
         "half_header.wav": (good[:20], False),
         "truncated.wav": (good[: len(good) // 2], True),
-        "truncated.ogg": (ogg.getvalue()[: len(ogg.getvalue()) // 2], True),
+        "truncated.ogg": (ogg.getvalue()[: len(ogg.getvalue()) * 9 // 10], True),
         "cut_magic.flac": (flac.getvalue()[4:], False),
         "no_samples.wav": (_wav_bytes(np.zeros(0, np.float32)), False),
         "one_sample.wav": (_wav_bytes(np.ones(1, np.float32) / 2), True),

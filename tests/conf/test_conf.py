@@ -61,7 +61,7 @@ def _problems(cfg: DictConfig) -> list[str]:
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
         try:
             signature = inspect.signature(_resolve(node["_target_"]))
-            later = {name: None for name in GIVEN_LATER.get(path, set())}
+            later = dict.fromkeys(GIVEN_LATER.get(path, set()))
             if node.get("_partial_"):
                 signature.bind_partial(**later, **arguments)
             else:

@@ -1,0 +1,112 @@
+"""The command line: help, errors in one line, outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from speechkit.cli import main
+
+COMMANDS = sorted(main.commands)
+
+
+@pytest.fixture
+def tone(tmp_path: Path) -> Path:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, 0.1 * np.sin(np.arange(16000) / 5), 16000)
+    return path
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_numpy() -> None:
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    seconds = []
+    for _ in range(3):
+        begin = time.process_time(), os.times().children_user + os.times().children_system
+        result = subprocess.run(
+            [sys.executable, "-m", "speechkit", "--help"], capture_output=True, text=True, env=environment, check=True
+        )
+        seconds.append(os.times().children_user + os.times().children_system - begin[1])
+        assert not [line for line in result.stderr.splitlines() if line.endswith((" torch", " numpy"))]
+    assert min(seconds) < 0.3 * 2  # CPU time, doubled for the import profile
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    if command in ("score", "rtfx"):  # the scripts' own
+        result = subprocess.run(
+            [sys.executable, "-m", "speechkit", command, "--help"], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0
+        assert "usage:" in result.stdout
+        return
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["transcribe", "nothing-here.wav"], "nothing-here.wav"),
+        (["transcribe", "x.wav", "-m", "no-such-model"], "no-such-model"),
+        (["transcribe", "x.wav", "-f", "srt", "-f", "vtt"], "-o DIR"),
+        (["prepare", "no-such-kind", "a", "b"], "no-such-kind"),
+        (["prepare", "kaldi", "only-one"], "SRC OUT"),
+        (["prepare", "csv", "a", "b", "--set", "oops"], "KEY=VALUE"),
+        (["validate", "nothing.jsonl"], "nothing.jsonl"),
+        (["index", "nothing.jsonl", "out"], "nothing.jsonl"),
+        (["shard", "nothing.jsonl", "out"], "nothing.jsonl"),
+        (["bins", "nothing.jsonl"], "nothing.jsonl"),
+        (["download", "no-such-corpus", "out"], "no-such-corpus"),
+    ],
+)
+def test_mistakes_cost_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    with CliRunner().isolated_filesystem(tmp_path):
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1, result.output
+    errors = [line for line in result.output.splitlines() if line.lower().startswith("error")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_models_lists_what_ships() -> None:
+    listed = json.loads(CliRunner().invoke(main, ["models", "--json"]).output)
+    assert {"demo-ctc", "fsdd-ctc"} <= {info["name"] for info in listed}
+
+
+def test_doctor_is_healthy_here() -> None:
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 0
+    assert "torch" in result.output
+
+
+def test_transcripts_are_written_beside_each_other(tmp_path: Path, tone: Path) -> None:
+    twin = tone.with_suffix(".flac")
+    soundfile.write(twin, np.zeros(8000), 16000)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "tone.wav").write_bytes(tone.read_bytes())
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        main, ["transcribe", str(tmp_path), "-m", "fsdd-ctc", "-o", str(out), "-f", "all", "--device", "cpu"]
+    )
+    assert result.exit_code == 0, result.output
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    stems = ("tone.wav", "tone.flac", "sub/tone")
+    assert written == {f"{stem}.{suffix}" for stem in stems for suffix in ("txt", "json", "srt", "vtt", "tsv")}
+
+
+def test_audio_from_a_pipe(tone: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["transcribe", "-", "-m", "fsdd-ctc", "-f", "json", "--device", "cpu"], input=tone.read_bytes()
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["audio_s"] == pytest.approx(1.0)
