@@ -98,7 +98,7 @@ def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, ste
         **parts,
         "features_fingerprint": module.features.fingerprint(),  # type: ignore[operator]
         "normalizer": cfg.data.normalizer,
-        "languages": list(module.tokenizer.tags),
+        "languages": list(cfg.languages),
         "description": cfg.description,
         "metrics": dict(metrics),
     }

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from speechkit.types import AsrBatch, Hypothesis
+from speechkit.types import AsrBatch
 
 
 class SampleLogger(pl.Callback):
@@ -27,7 +27,7 @@ class SampleLogger(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: list[Hypothesis],
+        outputs: Any,
         batch: AsrBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -42,7 +42,8 @@ class SampleLogger(pl.Callback):
             logger.experiment.add_text(f"samples/{utterance_id}", text, trainer.global_step)
         if not self._shown_images:
             self._shown_images = True
-            feats_BTF, feat_lens_B = pl_module.features(batch.wave_BN[: len(rows)], batch.wave_lens_B[: len(rows)])
+            features: Any = pl_module.features
+            feats_BTF, feat_lens_B = features(batch.wave_BN[: len(rows)], batch.wave_lens_B[: len(rows)])
             for (utterance_id, *_), feats_TF, length in zip(rows, feats_BTF, feat_lens_B.tolist()):
                 logger.experiment.add_image(f"features/{utterance_id}", spectrogram_image(feats_TF[:length]), 0)
 

@@ -57,7 +57,9 @@ class LitModule(pl.LightningModule):
         super().__init__()
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite={on_nonfinite!r} is unknown; choose stop or skip")
-        self.features, self.augment, self.model = features, augment, model
+        self.features: Any = features
+        self.augment: Any = augment
+        self.model: Any = model
         self.tokenizer, self.infer = tokenizer, infer
         self.optimizer, self.scheduler = optimizer, scheduler
         self.on_nonfinite = on_nonfinite
@@ -115,7 +117,7 @@ class LitModule(pl.LightningModule):
         self.num_skipped_steps += 1
         print(f"step {self.trainer.global_step} skipped: {message}")
 
-    def validation_step(self, batch: AsrBatch, batch_idx: int) -> list[Hypothesis]:
+    def validation_step(self, batch: AsrBatch, batch_idx: int) -> Any:
         """Adds a batch to the validation sums; returns its hypotheses for callbacks to show."""
         with explain_oom(batch, self.sample_rate):
             feats_BTF, feat_lens_B = self.compute_features(batch)
@@ -139,7 +141,7 @@ class LitModule(pl.LightningModule):
         self._valid_wer.reset()
         self._valid_loss = (0.0, 0.0)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimizer over two parameter groups and its per-step schedule."""
         optimizer = self.optimizer(parameter_groups(self.model))
         scheduler = self.scheduler(optimizer, self.count_steps())

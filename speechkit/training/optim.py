@@ -33,7 +33,8 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     Raises:
         ValueError: nothing is trainable.
     """
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or name.rpartition(".")[2].endswith(NO_DECAY_NAMES)

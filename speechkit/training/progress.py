@@ -42,7 +42,8 @@ class SpeedMonitor(pl.Callback):
         audio = batch.wave_lens_B.sum().double()
         sums = torch.stack([audio, torch.full_like(audio, batch.wave_BN.numel())])
         self._sums = sums if self._sums is None else self._sums + sums
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it outside __init__
+        if (batch_idx + 1) % every == 0 or trainer.is_last_batch:
             audio_samples, padded_samples = self._sums.tolist()
             self._sums = None
             now = time.perf_counter()
