@@ -98,6 +98,7 @@ def build(system: str, sizes: Sizes) -> CtcModel:
             kernel_size=sizes.kernel,
             position=system.removeprefix("ours "),  # type: ignore[arg-type]
             dropout=sizes.dropout,
+            attention_dropout=sizes.dropout,
         )
     )
     return CtcModel(encoder=encoder, vocab_size=VOCAB, dropout=sizes.dropout)

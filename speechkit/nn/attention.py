@@ -104,4 +104,6 @@ class SelfAttention(nn.Module):
         r_RHK = self.distance(table_RD.to(q_BTHK.dtype)).unflatten(-1, (self.num_heads, self.head_dim))
         q_BHTK = (q_BTHK * self.head_dim**-0.5).transpose(1, 2)
         bias_BHTT = relative_shift(q_BHTK @ r_RHK.permute(1, 2, 0))
-        return bias_BHTT if mask is None else bias_BHTT.masked_fill(~mask, float("-inf"))
+        if mask is None:
+            return bias_BHTT
+        return bias_BHTT + torch.zeros_like(mask, dtype=bias_BHTT.dtype).masked_fill(~mask, float("-inf"))

@@ -82,7 +82,7 @@ class ConvModule(nn.Module):
         """Maps (B, T, D) to (B, T, D); frames outside `valid_BT` read as zeros under the convolution."""
         x_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1)
         if valid_BT is not None:
-            x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0.0)
+            x_BTD = x_BTD * valid_BT[..., None].to(x_BTD.dtype)
         x_BTD = self._depthwise(x_BTD)
         x_BTD = self.conv_norm(x_BTD, valid_BT) if isinstance(self.conv_norm, MaskedBatchNorm) else self.conv_norm(x_BTD)
         return self.dropout(self.out(F.silu(x_BTD)))

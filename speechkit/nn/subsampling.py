@@ -3,8 +3,8 @@
 conv2d4: two full 3x3 convolutions of stride 2 (Gulati et al. 2020, Conformer, section 2). dw4, dw8: a full one, then
 depthwise 3x3 + pointwise pairs (Rekesh et al. 2023, Fast Conformer, section 2.1). Every convolution pads by one frame,
 so that each stage maps a length L to ceil(L / 2): no input is too short, and output frame t is centred on input frame
-t * factor. Frames past a row's length are cleared before each convolution over time: they read as the zero padding that
-the row would meet on its own.
+t * factor. Frames past a row's length are cleared before each convolution over time, or cut off: either way the row meets
+the zero padding that it would meet on its own.
 
 Shape legend: B batch, T frames, F mel bins, C channels, D model.
 """
@@ -69,24 +69,31 @@ class ConvSubsampling(nn.Module):
         """
         if feats_BTF.shape[1] == 0:
             feats_BTF = F.pad(feats_BTF, (0, 0, 0, 1))
+        if feats_BTF.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._row_by_row(feats_BTF, feat_lens_B), self.output_lengths(feat_lens_B)
         padded = padding_mask(feat_lens_B, feats_BTF.shape[1]) is not None
-        if feats_BTF.device.type == "cpu" and len(feats_BTF) > 1 and not torch.compiler.is_compiling():
-            # Row by row the buffers stay in the cache, and are small enough for malloc to use them again.
-            rows = zip(feats_BTF.split(1), feat_lens_B.split(1))
-            x_BTD = torch.cat([self._convolve(x_1TF, lens_1, padded) for x_1TF, lens_1 in rows])
-        else:
-            x_BTD = self._convolve(feats_BTF, feat_lens_B, padded)
-        return x_BTD, self.output_lengths(feat_lens_B)
-
-    def _convolve(self, x_BTF: Tensor, lens_B: Tensor, padded: bool) -> Tensor:
-        """The stages; frames past the lengths are cleared before each of them when there are any."""
-        x_BCTF = x_BTF.unsqueeze(1)
+        x_BCTF, lens_B = feats_BTF.unsqueeze(1), feat_lens_B
         for conv in self.convs:
             if padded:
                 x_BCTF = x_BCTF.masked_fill(~valid_mask(lens_B, x_BCTF.shape[2])[:, None, :, None], 0.0)
             x_BCTF = F.relu(conv(x_BCTF))
             lens_B = (lens_B + 1) // 2
-        return self.out(x_BCTF.transpose(1, 2).flatten(2))
+        return self.out(x_BCTF.transpose(1, 2).flatten(2)), lens_B
+
+    def _row_by_row(self, feats_BTF: Tensor, feat_lens_B: Tensor) -> Tensor:
+        """The same, each row without its padding: there is nothing to clear, and zeros come out past its length.
+
+        On a CPU the buffers of one row stay in the cache, and are small enough for malloc to use them again.
+        """
+        frames = -(-feats_BTF.shape[1] // self.factor)
+        rows = []
+        for feats_TF, length in zip(feats_BTF, feat_lens_B.tolist()):
+            x_1CTF = feats_TF[None, None, :length] if length else feats_TF.new_zeros(1, 1, 1, feats_TF.shape[1])
+            for conv in self.convs:
+                x_1CTF = F.relu(conv(x_1CTF))
+            x_TD = self.out(x_1CTF.transpose(1, 2).flatten(2))[0, : -(-length // self.factor)]
+            rows.append(F.pad(x_TD, (0, 0, 0, frames - len(x_TD))))
+        return torch.stack(rows)
 
 
 def _full_conv(channels: int) -> nn.Module:
