@@ -117,6 +117,13 @@ def test_sweeps_of_plugins_compose_where_these_are_installed(name: str) -> None:
     assert _compose("train", f"sweep={name}").name == "run"
 
 
+def test_overfitting_switches_augmentation_off() -> None:
+    cfg = _compose("train", "experiment=fsdd_ctc", "debug=overfit", "job_dir=/tmp/job")
+    assert not _problems(cfg)
+    assert not cfg.data.transforms
+    assert (cfg.augment.feats.num_freq_masks, cfg.augment.feats.num_time_masks, cfg.model.encoder.dropout) == (0, 0, 0.0)
+
+
 def test_batch_size_composes() -> None:
     cfg = _compose("batch_size", "experiment=fsdd_ctc", "output=table.yaml", "job_dir=/tmp/job")
     assert not _problems(cfg)
