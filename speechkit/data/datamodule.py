@@ -89,8 +89,6 @@ class SpeechDataModule(pl.LightningDataModule):
         seed: of the augmentation.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # a rank may get no validation batch
-
     def __init__(
         self,
         *,
@@ -209,9 +207,13 @@ class SpeechDataModule(pl.LightningDataModule):
         utterances = [utterance for path in self.valid_manifests.values() for utterance in read_manifest(path)]
         if not utterances:
             raise ValueError(f"data.valid: {[str(path) for path in self.valid_manifests.values()]} hold no utterance")
-        dataset = self._dataset(utterances)
-        batches = batches_by_length(dataset.durations, max_batch_seconds=self.valid_batch_seconds)
-        mine = batches[self.trainer.global_rank :: self.trainer.world_size] if self.trainer else batches
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if len(utterances) < world_size:
+            raise ValueError(f"data.valid holds {len(utterances)} utterances for {world_size} processes; give each at least one")
+        dataset, budget = self._dataset(utterances), self.valid_batch_seconds
+        while len(batches := batches_by_length(dataset.durations, max_batch_seconds=budget)) < world_size:
+            budget /= 2  # a rank without a batch would let the others wait for its counts
+        mine = batches[rank::world_size]
         return DataLoader(dataset, batch_sampler=mine, generator=torch.Generator(), **self._worker_options())
 
     def _dataset(self, utterances: Sequence[Utterance] | Index, **options: Any) -> SpeechDataset:
