@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from speechkit.data.batch_size import TrainStepProbe, find_batch_sizes
 from speechkit.data.buckets import estimate_bins
@@ -35,10 +35,13 @@ def search(cfg: DictConfig) -> None:
     if cfg.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={cfg.trainer.precision!r} cannot be tried; choose one of {', '.join(PRECISIONS)}")
     set_threads(cfg.threads)
+    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    texts = {name: data[name] for name in ("train", "normalizer")}
     tokenizer = obtain_tokenizer(
         Path(cfg.job_dir) / "tokenizer",
         build(cfg.tokenizer),
-        lambda: training_texts(cfg.data.train, normalizer=cfg.data.normalizer),
+        lambda: training_texts(texts["train"], normalizer=texts["normalizer"]),
+        settings={"tokenizer": OmegaConf.to_container(cfg.tokenizer, resolve=True), **texts},
     )
     datamodule = build(cfg.data, tokenizer=tokenizer)
     datamodule.setup("fit")

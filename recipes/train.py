@@ -54,10 +54,13 @@ def train(cfg: DictConfig) -> float:
     set_threads(cfg.threads)
     quiet_lightning()
     pl.seed_everything(cfg.seed, verbose=False)
+    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    texts = {name: data[name] for name in ("train", "normalizer")}
     tokenizer = obtain_tokenizer(
         job_dir / "tokenizer",
         build(cfg.tokenizer),
-        lambda: training_texts(cfg.data.train, normalizer=cfg.data.normalizer),
+        lambda: training_texts(texts["train"], normalizer=texts["normalizer"]),
+        settings={"tokenizer": OmegaConf.to_container(cfg.tokenizer, resolve=True), **texts},
     )
     features = build(cfg.features)
     model = build(cfg.model, vocab_size=tokenizer.vocab_size, encoder={"input_dim": features.output_dim})

@@ -137,7 +137,7 @@ class LitModule(pl.LightningModule):
         loss, targets, *counts = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         self._valid_wer.load_state([round(count) for count in counts])
         metrics = {"valid/loss": loss / max(targets, 1.0), "valid/wer": self._valid_wer.wer, "valid/cer": self._valid_wer.cer}
-        self.log_dict(metrics, batch_size=1, rank_zero_only=False, sync_dist=False)
+        self.log_dict(metrics, batch_size=1, sync_dist=True)  # equal on all ranks; Lightning wants to hear it
         self._valid_wer.reset()
         self._valid_loss = (0.0, 0.0)
 

@@ -85,7 +85,11 @@ def claim_run_dir(run_dir: str | Path, *, resume: bool) -> Path | None:
 
 
 def obtain_tokenizer(
-    directory: str | Path, train: Callable[[Iterable[str]], Tokenizer], texts: Callable[[], Iterable[str]]
+    directory: str | Path,
+    train: Callable[[Iterable[str]], Tokenizer],
+    texts: Callable[[], Iterable[str]],
+    *,
+    settings: dict[str, Any],
 ) -> Tokenizer:
     """Loads the tokenizer of a run, after training it on rank 0 if it is not there yet.
 
@@ -93,21 +97,26 @@ def obtain_tokenizer(
         directory: where it is or will be saved.
         train: makes a tokenizer from texts.
         texts: gives the training texts; called only when needed.
+        settings: plain values that say what it is trained on and how; kept beside it.
 
     Raises:
-        ValueError: rank 0 did not deliver within ten minutes.
+        ValueError: the one that is there was trained with other settings, or rank 0 did not deliver in ten minutes.
     """
     directory = Path(directory)
+    record = directory / "settings.json"
     if not directory.is_dir() and trainer_rank() == 0:
         partial = directory.with_name(f"{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         train(texts()).save(partial)
+        write_json(partial / record.name, settings)
         partial.rename(directory)
     started = time.monotonic()
     while not directory.is_dir():
         if time.monotonic() - started > TOKENIZER_PATIENCE:
             raise ValueError(f"{directory} did not appear: the process of rank 0 should have trained the tokenizer")
         time.sleep(0.2)
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
+        raise ValueError(f"{directory} was trained with other settings (see {record}): remove it, or choose another run_dir")
     return load_tokenizer(directory)
 
 

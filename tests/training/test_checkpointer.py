@@ -113,8 +113,11 @@ def test_the_tokenizer_is_trained_once(tmp_path: Path) -> None:
         asked.append(1)
         return ["ab", "ca"]
 
-    first = obtain_tokenizer(tmp_path / "tokenizer", CharTokenizer.train, texts)
-    second = obtain_tokenizer(tmp_path / "tokenizer", CharTokenizer.train, texts)
+    directory, settings = tmp_path / "tokenizer", {"kind": "char", "train": ["a.jsonl"]}
+    first = obtain_tokenizer(directory, CharTokenizer.train, texts, settings=settings)
+    second = obtain_tokenizer(directory, CharTokenizer.train, texts, settings=settings)
     assert asked == [1]
     assert first.encode("abc") == second.encode("abc")
     assert first.fingerprint() == second.fingerprint()
+    with pytest.raises(ValueError, match=r"trained with other settings .*run_dir"):
+        obtain_tokenizer(directory, CharTokenizer.train, texts, settings={**settings, "kind": "byte"})
