@@ -54,7 +54,7 @@ main.add_command(
         """Find the largest batch per bucket: speechkit batch-size experiment=<name> output=<yaml> [key=value ...].
 
     Runs real training steps of the real model and optimiser on synthetic audio, longest bucket first, until memory is
-    full, and writes a table that `data.batch_sizes=<yaml>` takes.
+    full, and writes a table that `data.sampler.batch_sizes=<yaml>` takes.
     """,
     )
 )
