@@ -102,6 +102,7 @@ def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, ste
         "features_fingerprint": module.features.fingerprint(),  # type: ignore[operator]
         "normalizer": cfg.data.normalizer,
         "languages": list(cfg.languages),
+        "window_seconds": cfg.window_seconds,
         "description": cfg.description,
         "metrics": dict(metrics),
     }

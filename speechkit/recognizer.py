@@ -66,8 +66,8 @@ class Recognizer:
         options: the family's frozen decode options.
         languages: language codes that the model was trained on; empty when unknown.
         name: how the model is called in messages.
-        window_seconds: longest stretch given to the encoder at once.
-        context_seconds: audio on both sides of a window that the encoder sees and whose output is thrown away.
+        window_seconds: longest stretch given to the encoder at once; not much longer than what it was trained on. A
+            sixth of it, 2 seconds at most, is context on either side whose output is thrown away.
     """
 
     def __init__(
@@ -81,7 +81,6 @@ class Recognizer:
         languages: Sequence[str] = (),
         name: str = "",
         window_seconds: Seconds = 30.0,
-        context_seconds: Seconds = 2.0,
     ) -> None:
         self.features: Any = features.eval()
         self.model: Any = model.eval()
@@ -91,7 +90,7 @@ class Recognizer:
         self.languages = tuple(languages)
         self.name = name
         self.window_seconds = window_seconds
-        self.context_seconds = context_seconds
+        self.context_seconds = min(2.0, window_seconds / 6)
         # Families that label frames put `decode_log_probs` beside `infer`: windows can then be stitched exactly.
         self._decode_log_probs = sys.modules[infer.__module__].decode_log_probs
 

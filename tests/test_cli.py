@@ -56,7 +56,7 @@ def test_every_command_has_help(command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["transcribe", "nothing-here.wav"], "nothing-here.wav"),
+        (["transcribe", "nothing-here.wav", "-m", "fsdd-ctc"], "nothing-here.wav"),
         (["transcribe", "x.wav", "-m", "no-such-model"], "no-such-model"),
         (["transcribe", "x.wav", "-f", "srt", "-f", "vtt"], "-o DIR"),
         (["prepare", "no-such-kind", "a", "b"], "no-such-kind"),

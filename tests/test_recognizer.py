@@ -10,6 +10,9 @@ import pytest
 import soundfile
 import torch
 
+from speechkit.data.corpora.demo import prepare_demo
+from speechkit.data.manifest import read_manifest
+from speechkit.metrics.wer import count_errors
 from speechkit.models.ctc.infer import CtcDecodeOptions, infer
 from speechkit.pretrained import load
 from speechkit.recognizer import Recognizer, _hold_back_open_region, _merge, join_hypotheses
@@ -88,25 +91,29 @@ def test_batch_size_and_order_never_change_the_text(recognizer: Recognizer, digi
     assert [shuffled[i].tokens for i in np.argsort(order)] == [h.tokens for h in one]
 
 
-def test_long_recordings_keep_words_and_times(recognizer: Recognizer, digits: list[Path]) -> None:
-    pause = np.zeros(int(0.6 * RATE), np.float32)
+def test_long_recordings_keep_words_and_times(tmp_path: Path) -> None:
+    """Sentences one after another, with pauses, in one call: the words of each by itself, where they were said."""
+    pytest.importorskip("espeakng_loader")
+    recognizer = load("demo-ctc", device="cpu")
+    prepare_demo(tmp_path, num_train=1, num_dev=1, num_test=30, num_workers=0)
+    utterances = read_manifest(tmp_path / "test.jsonl")
+    pause = np.zeros(int(1.2 * RATE), np.float32)
     pieces, starts, length = [], [], 0
-    chosen = (digits * 4)[:70]
-    for path in chosen:
-        wave, _ = soundfile.read(path, dtype="float32")
+    for utterance in utterances:
+        wave, _ = soundfile.read(utterance.audio_path, dtype="float32")
         starts.append((length + len(pause)) / RATE)
         pieces += [pause, wave]
         length += len(pause) + len(wave)
     hypothesis = recognizer.transcribe(np.concatenate(pieces), timestamps="word")[0]
-    single = " ".join(h.text for h in recognizer.transcribe(chosen))
-    matches = sum(a == b for a, b in zip(hypothesis.text.split(), single.split()))
+    single = " ".join(h.text for h in recognizer.transcribe([u.audio_path for u in utterances])).split()
+    difference = count_errors(" ".join(single), hypothesis.text)
     assert hypothesis.audio_s == pytest.approx(length / RATE)
-    assert matches >= 0.9 * len(single.split())
-    assert len(hypothesis.words) == len(hypothesis.text.split())
+    assert difference.rate <= 0.1
+    assert [word.text for word in hypothesis.words] == hypothesis.text.split()
     begins = [word.start for word in hypothesis.words]
     assert begins == sorted(begins)
-    nearest = [min(abs(begin - start) for start in starts) for begin in begins]
-    assert np.median(nearest) < 0.2
+    nearest = [min(abs(begin - start) for begin in begins) for start in starts]
+    assert np.median(nearest) < 0.3
 
 
 def test_windows_of_unbroken_speech_are_stitched(recognizer: Recognizer) -> None:
@@ -118,7 +125,6 @@ def test_windows_of_unbroken_speech_are_stitched(recognizer: Recognizer) -> None
         infer=infer,
         options=CtcDecodeOptions(),
         window_seconds=4.0,
-        context_seconds=1.0,
     )
     feats_TF = torch.randn(1543, recognizer.features.output_dim)
     windows = short._windows(feats_TF)
