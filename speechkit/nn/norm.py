@@ -56,13 +56,12 @@ class MaskedBatchNorm(nn.Module):
 
     def _batch_statistics(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over valid frames; moves the running statistics."""
-        x_ND = x_BTD.flatten(0, 1) if valid_BT is None else x_BTD[valid_BT]
-        count = x_ND.new_tensor([x_ND.shape[0]])
-        sums = torch.cat((x_ND.sum(0), count))
-        sums = _sum_over_ranks(sums)
+        x_ND = x_BTD.flatten(0, 1)
+        valid_N1 = torch.ones_like(x_ND[:, :1]) if valid_BT is None else valid_BT.reshape(-1, 1).to(x_ND.dtype)
+        sums = _sum_over_ranks(torch.cat(((x_ND * valid_N1).sum(0), valid_N1.sum(0))))
         total = sums[-1].clamp(min=1)
         mean_D = sums[:-1] / total
-        var_D = _sum_over_ranks((x_ND - mean_D).square().sum(0)) / total
+        var_D = _sum_over_ranks(((x_ND - mean_D) * valid_N1).square().sum(0)) / total
         with torch.no_grad():
             rate = torch.where(sums[-1] > 0, self.momentum, 0.0)
             unbiased_D = var_D * (total / (total - 1).clamp(min=1))
