@@ -197,7 +197,7 @@ class Checkpointer(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         partial = self.last_path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             replace_durably(partial, self.last_path)
             kept = {name for _, _, name in self.kept}

@@ -51,6 +51,8 @@ def _overrides(tones: Path, run_dir: Path, **values: Any) -> list[str]:
         "model.encoder.ff_dim": 32,
         "model.encoder.kernel_size": 5,
         "model.encoder.dropout": 0.0,
+        "model.encoder.conv_norm": "layer",
+        "model.encoder.subsampling": "dw4",
         "callbacks.ema.decay": 0.5,
         "augment": "none",
         "optim.lr": 0.01,
@@ -78,9 +80,9 @@ def test_train_decode_score(
     assert "padding report" in printed
     assert printed.count("| valid loss") == 5
     assert {path.name for path in (run_dir / "pretrained").iterdir()} == {
-        "config.yaml", "model.safetensors", "tokenizer.json", "README.md"
+        "config.yaml", "model.safetensors", "tokenizer.json", "tokenizer.model", "README.md"
     }  # fmt: skip
-    assert len(list((run_dir / "checkpoints").glob("weights-*.safetensors"))) == 5
+    assert len(list((run_dir / "checkpoints").glob("weights-*.safetensors"))) == 2
     result = json.loads((run_dir / "result.json").read_text())
 
     manifest = tones / "valid/manifest.jsonl"

@@ -64,11 +64,11 @@ def test_a_crash_while_writing_keeps_the_previous_checkpoint(tmp_path: Path, mon
     save = trainer.save_checkpoint
     saved: list[bytes] = []
 
-    def save_or_die(path: Path) -> None:
+    def save_or_die(path: Path, weights_only: bool) -> None:
         if len(saved) == 2:
             Path(path).write_bytes(b"half a checkp")
             raise KeyboardInterrupt
-        save(path)
+        save(path, weights_only)
         saved.append(Path(path).read_bytes())
 
     monkeypatch.setattr(trainer, "save_checkpoint", save_or_die)
