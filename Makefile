@@ -27,7 +27,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint  ## ruff, mypy and every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 results: $(STAMP)  ## train and score every recipe whose table is published (hours)
 	PATH=$(BIN):$$PATH bash recipes/fsdd/run.sh
