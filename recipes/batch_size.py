@@ -59,7 +59,7 @@ def search(cfg: DictConfig) -> None:
         memory_fraction=cfg.memory_fraction,
         imitate_ddp=cfg.trainer.devices != 1,
     )
-    table = find_batch_sizes(probe, bins, on_row=lambda row: print(row, flush=True))
+    table = find_batch_sizes(probe, bins)  # logs each bucket
     table.save(cfg.output)
     print(f"{cfg.output}: {len(table.rows)} buckets; train with data.sampler.batch_sizes={cfg.output}")
 

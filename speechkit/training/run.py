@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,32 +17,34 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf.errors import OmegaConfBaseException
 
 from speechkit.text.tokenizers import Tokenizer, load_tokenizer
 from speechkit.training.guards import TrainingError
 from speechkit.training.resume import LAST
 
 TOKENIZER_PATIENCE = 600.0  # seconds that other ranks wait for rank 0 to train the tokenizer
-USER_ERRORS = (ValueError, OSError, ImportError, TrainingError)
+USER_ERRORS = (ValueError, OSError, ImportError, TrainingError, OmegaConfBaseException)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the process with one line for errors that a user can mend; `HYDRA_FULL_ERROR=1` shows the traceback.
 
-    Faults of the code itself keep their traceback.
+    These are unsuitable values, files and packages that are missing, training that broke off, configurations that do
+    not fit together and arguments that a `_target_` does not take. Other faults keep their traceback.
     """
     try:
         yield
     except Exception as error:
-        cause = error
+        cause, key = error, re.search(r"full_key: (\S+)", str(error))
         while type(cause).__name__ == "InstantiationException" and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__  # Hydra's wrapping of an error in a constructor
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, USER_ERRORS):
+        is_argument = isinstance(cause, TypeError) and cause is not error
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (isinstance(cause, USER_ERRORS) or is_argument):
             raise
-        key = getattr(error, "full_key", "")
-        where = f" (config {key})" if key else ""
-        print(f"error: {cause}{where}", file=sys.stderr)
+        where = f" (config {key[1]})" if key else ""
+        print(f"error: {(str(cause) or repr(cause)).splitlines()[0]}{where}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -129,6 +129,8 @@ def test_a_sweep_gets_the_metric(
         ({"data.sampler.max_batch_seconds": 0.1}, "max_batch_seconds"),
         ({"trainer.max_epochs": -1}, "set trainer.max_epochs or trainer.max_steps"),
         ({"threads": 0}, "threads=0 must be at least 1"),
+        ({"data.valid": "???"}, "Missing mandatory value: data.valid (config data.valid)"),
+        ({"+model.encoder.width": 3}, "unexpected keyword argument 'width' (config model.encoder"),
     ],
 )
 def test_errors_are_one_line(
