@@ -15,6 +15,7 @@ import soundfile
 from click.testing import CliRunner
 
 from speechkit.cli import main
+from speechkit.search.lm import load_lm
 
 COMMANDS = sorted(main.commands)
 
@@ -66,6 +67,8 @@ def test_every_command_has_help(command: str) -> None:
         (["index", "nothing.jsonl", "out"], "nothing.jsonl"),
         (["shard", "nothing.jsonl", "out"], "nothing.jsonl"),
         (["bins", "nothing.jsonl"], "nothing.jsonl"),
+        (["lm", "nothing.txt", "-o", "lm.arpa"], "nothing.txt"),
+        (["lm", "nothing.txt", "-o", "lm.bin"], ".arpa"),
         (["download", "no-such-corpus", "out"], "no-such-corpus"),
     ],
 )
@@ -110,3 +113,16 @@ def test_audio_from_a_pipe(tone: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["audio_s"] == pytest.approx(1.0)
+
+
+def test_a_language_model_from_texts_and_manifests(tmp_path: Path, tone: Path) -> None:
+    (tmp_path / "a.txt").write_text("The cat sat.\n\nthe dog sat\n", encoding="utf-8")
+    row = {"id": "a", "audio_filepath": str(tone), "duration": 1.0, "text": "The CAT ran"}
+    (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    out = tmp_path / "new" / "lm.arpa"
+    result = CliRunner().invoke(main, ["lm", str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"), "-o", str(out), "--order", "2"])
+    assert result.exit_code == 0, result.output
+    assert "3 sentences, 9 words" in result.output
+    model = load_lm(out)
+    after_the = {word: model.score(model.score(model.initial_state(), "the")[1], word)[0] for word in ("cat", "dog", "sat")}
+    assert after_the["cat"] > after_the["dog"] > after_the["sat"]

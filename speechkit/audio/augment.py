@@ -1,9 +1,9 @@
-"""Augmentation of waveforms: speed, level, noise, reverberation, codecs.
+"""Augmentation of waveforms: speed, level, pauses, noise, reverberation, codecs.
 
 Every augmenter is called as `(wave_N, sample_rate, rng) -> wave_N` with float32 samples, is pure numpy, and draws all
-its random numbers from `rng`: the same generator state gives the same result. Only `SpeedPerturb` changes the length;
-`max_stretch` tells by how much at most, for samplers that plan with durations. Augmentation of features is in
-`speechkit.audio.spec_augment`.
+its random numbers from `rng`: the same generator state gives the same result. Only `SpeedPerturb` and `PadSilence`
+change the length; `max_stretch` and `max_added` tell by how much at most, for samplers that plan with durations.
+Augmentation of features is in `speechkit.audio.spec_augment`.
 
 Sources: Ko et al., "Audio augmentation for speech recognition", Interspeech 2015 (speed); Ko et al., "A study on data
 augmentation of reverberant speech for robust speech recognition", ICASSP 2017 (noise, reverberation).
@@ -38,9 +38,11 @@ class WaveTransform(Protocol):
 
     Attributes:
         max_stretch: the most by which it multiplies the length.
+        max_added: the most that it adds to the length after that, in seconds.
     """
 
     max_stretch: float
+    max_added: Seconds
 
     def __call__(self, wave_N: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Augments samples of shape (N,), float32; the input is left as it is."""
@@ -53,7 +55,11 @@ class Compose:
     def __init__(self, *, transforms: Sequence[WaveTransform]) -> None:
         """Creates the chain; an empty one changes nothing."""
         self.transforms = tuple(transforms)
-        self.max_stretch = float(np.prod([getattr(transform, "max_stretch", 1.0) for transform in self.transforms]))
+        self.max_stretch, self.max_added = 1.0, 0.0
+        for transform in self.transforms:
+            stretch = getattr(transform, "max_stretch", 1.0)
+            self.max_stretch *= stretch
+            self.max_added = self.max_added * stretch + getattr(transform, "max_added", 0.0)
 
     def __call__(self, wave_N: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Applies all, in order."""
@@ -64,6 +70,8 @@ class Compose:
 
 class SpeedPerturb:
     """Plays faster or slower, as Kaldi does: tempo and pitch change together, and N samples become N / factor."""
+
+    max_added = 0.0
 
     def __init__(self, *, factors: Sequence[float] = (0.9, 1.0, 1.1), probability: float = 1.0) -> None:
         """Creates the augmenter.
@@ -92,6 +100,7 @@ class Gain:
     """Changes the level by a random number of decibels. Samples may leave [-1, 1]; nothing is clipped."""
 
     max_stretch = 1.0
+    max_added = 0.0
 
     def __init__(self, *, min_db: float = -12.0, max_db: float = 6.0, probability: float = 1.0) -> None:
         """Creates the augmenter.
@@ -113,6 +122,42 @@ class Gain:
         return wave_N * np.float32(10.0 ** (rng.uniform(self.min_db, self.max_db) / 20.0))
 
 
+class PadSilence:
+    """Puts pauses before and after: so a recogniser learns that silence is no word, and where utterances do not end.
+
+    The pauses hold white noise as loud as the quietest tenth of the utterance, or digital silence, in equal shares.
+    """
+
+    max_stretch = 1.0
+
+    def __init__(self, *, max_seconds: Seconds = 0.5, probability: float = 0.5) -> None:
+        """Creates the augmenter.
+
+        Args:
+            max_seconds: longest pause on either side; both lengths are drawn evenly from 0 to this.
+            probability: of adding pauses at all.
+        """
+        _check_probability(probability)
+        if not 0 <= max_seconds <= 60:
+            raise ValueError(f"max_seconds={max_seconds}: must be from 0 to 60")
+        self.max_seconds = max_seconds
+        self.probability = probability
+        self.max_added = 2.0 * max_seconds if probability > 0 else 0.0
+
+    def __call__(self, wave_N: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+        """Pads."""
+        if rng.random() >= self.probability:
+            return wave_N
+        before, after = (int(seconds * sample_rate) for seconds in rng.uniform(0.0, self.max_seconds, size=2))
+        padded_N = np.zeros(before + len(wave_N) + after, np.float32)
+        padded_N[before : before + len(wave_N)] = wave_N
+        if rng.random() < 0.5:
+            level = _quiet_level(wave_N, sample_rate)
+            padded_N[:before] = level * rng.standard_normal(before, dtype=np.float32)
+            padded_N[before + len(wave_N) :] = level * rng.standard_normal(after, dtype=np.float32)
+        return padded_N
+
+
 class AddNoise:
     """Mixes in noise at a random signal-to-noise ratio over the whole utterance.
 
@@ -121,6 +166,7 @@ class AddNoise:
     """
 
     max_stretch = 1.0
+    max_added = 0.0
 
     def __init__(
         self,
@@ -189,6 +235,7 @@ class Reverb:
     """
 
     max_stretch = 1.0
+    max_added = 0.0
 
     def __init__(
         self,
@@ -257,6 +304,7 @@ class CodecSim:
     """
 
     max_stretch = 1.0
+    max_added = 0.0
 
     def __init__(self, *, codecs: Sequence[str] = ("mulaw", "narrowband", "mp3"), probability: float = 0.3) -> None:
         """Creates the augmenter.
@@ -319,6 +367,15 @@ def coloured_noise(num_samples: int, sample_rate: int, colour: float, rng: np.ra
 
 
 # ---- recordings ----
+
+
+def _quiet_level(wave_N: np.ndarray, sample_rate: int) -> np.float32:
+    """Level that a tenth of the 20 ms stretches of a waveform keep below; 0 for a waveform shorter than one."""
+    window = max(1, sample_rate // 50)
+    blocks_KW = wave_N[: len(wave_N) // window * window].reshape(-1, window)
+    if len(blocks_KW) == 0:
+        return np.float32(0.0)
+    return np.float32(np.quantile(np.sqrt(np.square(blocks_KW).mean(axis=1)), 0.1))
 
 
 class _Recording(NamedTuple):

@@ -18,7 +18,7 @@ def main() -> None:
 
 
 main.add_command(speech.transcribe)
-for command in (data.prepare, data.download, data.validate, data.index, data.shard, data.bins):
+for command in (data.prepare, data.download, data.validate, data.index, data.shard, data.bins, data.lm):
     main.add_command(command)
 main.add_command(
     recipe_command(

@@ -52,9 +52,9 @@ class Example(NamedTuple):
 class SpeechDataset(Dataset["Example | None"]):
     """Map-style dataset over a manifest's utterances.
 
-    An example holds at most `durations[i]` seconds, which is what a sampler plans with: the utterance's duration times
-    the most that the transforms may lengthen it (speed perturbation to 0.9 gives 1/0.9). Planning with the worst case
-    is the price for batches that never exceed their budget.
+    An example holds at most `durations[i]` seconds, which is what a sampler plans with: the utterance's duration as far
+    as the transforms may lengthen it (speed perturbation to 0.9 gives 1/0.9 of it, pauses add to it).
+    Planning with the worst case is the price for batches that never exceed their budget.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class SpeechDataset(Dataset["Example | None"]):
     def durations(self) -> np.ndarray:
         """The longest that each example can get, in seconds, float32, shape (len,)."""
         durations = self._read_durations()
-        return durations if self.transform.max_stretch == 1.0 else durations * np.float32(self.transform.max_stretch)
+        stretch, added = np.float32(self.transform.max_stretch), np.float32(self.transform.max_added)
+        return durations if (stretch, added) == (1.0, 0.0) else durations * stretch + added
 
     @property
     def num_tokens(self) -> np.ndarray | None:

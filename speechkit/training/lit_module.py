@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from speechkit.audio.cmvn import GlobalCmvn
 from speechkit.metrics.wer import WerAccumulator
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
 from speechkit.training.optim import parameter_groups
 from speechkit.types import AsrBatch, Hypothesis
+
+GLOBAL_CMVN_UTTERANCES = 500  # an hour of speech: the statistics no longer change visibly
 
 
 class LitModule(pl.LightningModule):
@@ -67,6 +70,22 @@ class LitModule(pl.LightningModule):
         self._since_step: list[tuple[Tensor, tuple[str, ...]]] = []  # loss and ids of each accumulated batch
         self._valid_wer = WerAccumulator()
         self._valid_loss = (0.0, 0.0)  # summed loss, summed targets
+
+    def on_fit_start(self) -> None:
+        """Measures the corpus for normalisation by global statistics, unless a checkpoint brought them.
+
+        Every rank reads the same utterances, evenly over the training data, as they are augmented in the first epoch.
+        """
+        cmvn = getattr(self.features, "cmvn", None)
+        if not isinstance(cmvn, GlobalCmvn) or int(cmvn.count) > 0:
+            return
+        dataset = self.trainer.datamodule.train_dataset  # type: ignore[attr-defined]
+        places = range(0, len(dataset), max(1, len(dataset) // GLOBAL_CMVN_UTTERANCES))
+        waves = (torch.from_numpy(example.wave_N) for i in places if (example := dataset[i]) is not None)
+        cmvn.fit(
+            self.features(wave_N.unsqueeze(0).to(self.device), torch.tensor([len(wave_N)], device=self.device))
+            for wave_N in waves
+        )
 
     def training_step(self, batch: AsrBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""

@@ -16,6 +16,7 @@ from speechkit.audio.augment import (
     CodecSim,
     Compose,
     Gain,
+    PadSilence,
     Reverb,
     SpeedPerturb,
     WaveTransform,
@@ -27,6 +28,7 @@ RATE = 16000
 ALL: list[Callable[[], WaveTransform]] = [
     lambda: SpeedPerturb(),
     lambda: Gain(),
+    lambda: PadSilence(probability=1.0),
     lambda: AddNoise(probability=1.0),
     lambda: Reverb(probability=1.0),
     lambda: CodecSim(codecs=["mulaw"], probability=1.0),
@@ -34,7 +36,7 @@ ALL: list[Callable[[], WaveTransform]] = [
     lambda: CodecSim(codecs=["mp3"], probability=1.0),
     lambda: CodecSim(codecs=["opus"], probability=1.0),
     lambda: CodecSim(codecs=["vorbis"], probability=1.0),
-    lambda: Compose(transforms=[SpeedPerturb(), Gain(), AddNoise(), Reverb(), CodecSim()]),
+    lambda: Compose(transforms=[SpeedPerturb(), Gain(), PadSilence(), AddNoise(), Reverb(), CodecSim()]),
 ]
 
 
@@ -70,8 +72,8 @@ def test_contract_of_every_augmenter(make: Callable[[], WaveTransform], num_samp
     assert y.dtype == np.float32
     assert y.ndim == 1
     assert len(y) > 0
-    assert len(y) <= num_samples * transform.max_stretch + 1
-    if transform.max_stretch == 1.0:
+    assert len(y) <= num_samples * transform.max_stretch + transform.max_added * rate + 1
+    if (transform.max_stretch, transform.max_added) == (1.0, 0.0):
         assert len(y) == num_samples
     assert np.isfinite(y).all()
     np.testing.assert_array_equal(x, original)
@@ -90,12 +92,13 @@ def test_probability_zero_changes_nothing() -> None:
         transforms=[
             SpeedPerturb(probability=0.0),
             Gain(probability=0.0),
+            PadSilence(probability=0.0),
             AddNoise(probability=0.0),
             Reverb(probability=0.0),
             CodecSim(probability=0.0),
         ]
     )
-    assert chain.max_stretch == 1.0
+    assert (chain.max_stretch, chain.max_added) == (1.0, 0.0)
     np.testing.assert_array_equal(chain(wave(), RATE, rng()), wave())
 
 
@@ -120,6 +123,34 @@ def test_gain_is_within_its_range() -> None:
     gains = [20 * np.log10(Gain(min_db=-5, max_db=3)(wave(0.1), RATE, rng(s)).max() / wave(0.1).max()) for s in range(40)]
     assert -5 <= min(gains) < -4
     assert 2 < max(gains) <= 3
+
+
+def test_pauses_surround_the_utterance() -> None:
+    transform, seen = PadSilence(max_seconds=0.4, probability=1.0), []
+    for seed in range(40):
+        y = transform(wave(0.3), RATE, rng(seed))
+        speech = wave(0.3)
+        start = next(i for i in range(len(y)) if np.array_equal(y[i : i + len(speech)], speech))
+        before, after = y[:start], y[start + len(speech) :]
+        assert max(len(before), len(after)) <= 0.4 * RATE
+        seen.append(len(before))
+    assert max(seen) > 0.3 * RATE
+
+
+def test_noise_of_pauses_is_as_loud_as_the_quiet_parts() -> None:
+    speech = np.concatenate([rng().normal(0, 0.2, RATE), rng(1).normal(0, 0.01, RATE)]).astype(np.float32)
+    noisy = [y for seed in range(20) if (y := PadSilence(max_seconds=1.0, probability=1.0)(speech, RATE, rng(seed)))[0] != 0]
+    assert noisy
+    for y in noisy:
+        pause = y[: int(np.flatnonzero(np.abs(y) > 0.1)[0])]
+        assert np.std(pause) == pytest.approx(0.01, rel=0.2)
+
+
+def test_lengths_add_up_along_a_chain() -> None:
+    chain = Compose(transforms=[PadSilence(max_seconds=0.5), SpeedPerturb(factors=[0.5])])
+    assert (chain.max_stretch, chain.max_added) == (2.0, 2.0)
+    chain = Compose(transforms=[SpeedPerturb(factors=[0.5]), PadSilence(max_seconds=0.5)])
+    assert (chain.max_stretch, chain.max_added) == (2.0, 1.0)
 
 
 def recordings(directory: Path, waves: dict[str, np.ndarray], rate: int = RATE) -> Path:

@@ -25,7 +25,7 @@ from speechkit.data.corpora.demo_text import (
 from speechkit.data.manifest import read_manifest
 
 SPLITS = ("train", "dev", "test")
-SIZES = {"num_train": 36, "num_dev": 4, "num_test": 9}
+SIZES = {"num_train": 36, "num_dev": 4, "num_test": 9, "num_text": 300}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_same_settings_make_the_same_bits_with_any_number_of_workers(corpus: Pat
     prepare_demo(tmp_path / "again", languages=("en", "de"), num_workers=2, **{**SIZES, "num_train": 40})
     again = audio_bytes(tmp_path / "again")
     first = audio_bytes(corpus)
-    assert len(first) == 2 * sum(SIZES.values())
+    assert len(first) == 2 * (36 + 4 + 9)
     assert first.keys() <= again.keys(), "a larger corpus begins with the smaller one"
     assert all(again[name] == content for name, content in first.items())
     for split in ("dev", "test"):
@@ -128,6 +128,16 @@ def test_splits_share_no_voice_and_no_sentence(corpus: Path) -> None:
     english = {row.text for row in rows["train"] if row.lang == "en"}
     translated = {spoken_form(row.extra["translations"]["en"]) for row in rows["test"] if row.lang == "de"}
     assert not english & translated, "nor across languages"
+
+
+def test_texts_for_language_models_hold_training_and_nothing_of_the_other_splits(corpus: Path) -> None:
+    for language in ("en", "de"):
+        lines = (corpus / f"text_{language}.txt").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == SIZES["num_text"]
+        rows = {split: read_manifest(corpus / f"{split}.jsonl") for split in SPLITS}
+        texts = {split: {row.text for row in rows[split] if row.lang == language} for split in SPLITS}
+        assert texts["train"] < set(lines)
+        assert not (texts["dev"] | texts["test"]) & set(lines)
 
 
 def test_translations_are_the_rows_of_the_other_language(corpus: Path) -> None:

@@ -14,10 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from speechkit.audio.cmvn import GlobalCmvn
+from speechkit.audio.features import LogMel
 from speechkit.metrics.wer import WerAccumulator
 from speechkit.training import optim
 from speechkit.training.ema import Ema
 from speechkit.training.guards import TrainingError
+from speechkit.training.lit_module import LitModule
 from speechkit.training.progress import PADDING, SPEED, SpeechProgressBar, SpeedMonitor
 from speechkit.training.resume import Checkpointer
 from speechkit.types import AsrBatch, LossOutput
@@ -124,6 +127,33 @@ def test_validation_divides_sums_once(tones: Path, tmp_path: Path) -> None:
     assert metrics["valid/loss"] == pytest.approx(loss / targets, rel=1e-5)
     assert metrics["valid/wer"] == pytest.approx(wer.wer)
     assert metrics["valid/cer"] == pytest.approx(wer.cer)
+
+
+def test_global_statistics_are_measured_when_training_begins(
+    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> LitModule:
+        front = LogMel(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, num_mels=20, cmvn=GlobalCmvn(dim=20))
+        return tiny.make_module(features=front)
+
+    module, datamodule = make(), tiny.make_datamodule(tones)
+    trainer = tiny.make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=datamodule)
+    waves = [example.wave_N for example in datamodule.train_dataset]
+    frames = [module.features(torch.from_numpy(wave_N)[None], torch.tensor([len(wave_N)]))[0][0] for wave_N in waves]
+    joined_TF = torch.cat(frames)
+    torch.testing.assert_close(joined_TF.mean(0), torch.zeros(20), atol=1e-3, rtol=0)
+    torch.testing.assert_close(joined_TF.std(0), torch.ones(20), atol=1e-2, rtol=0)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(GlobalCmvn, "fit", fail)
+    resumed = make()
+    trainer = tiny.make_trainer(tmp_path, max_epochs=2)
+    trainer.fit(resumed, datamodule=tiny.make_datamodule(tones), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    torch.testing.assert_close(resumed.features.cmvn.mean, module.features.cmvn.mean, atol=0, rtol=0)
 
 
 def test_bf16_trains_with_features_in_fp32(tones: Path, tmp_path: Path) -> None:

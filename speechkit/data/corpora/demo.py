@@ -85,6 +85,7 @@ def prepare_demo(
     num_train: int = 2000,
     num_dev: int = 200,
     num_test: int = 400,
+    num_text: int = 20000,
     seed: int = 0,
     voices: str = "clear",
     speed: tuple[int, int] = (140, 200),
@@ -97,11 +98,13 @@ def prepare_demo(
     """Generate the demo corpus; a directory that already holds it with the same settings is left as it is.
 
     Args:
-        out: directory for `<split>.jsonl` and `audio/<split>/`.
+        out: directory for `<split>.jsonl`, `text_<language>.txt` and `audio/<split>/`.
         languages: of "en", "de", "fr", "es"; each gets the number of utterances below.
         num_train: training utterances per language.
         num_dev: development utterances per language.
         num_test: test utterances per language.
+        num_text: sentences of `text_<language>.txt`, one per line, for language models: those of training and more of
+            their kind, none of dev and test.
         seed: of all choices; another seed gives other sentences and other pairings with voices.
         voices: "clear" or "wide", see `voice_pool`.
         speed: range of words per minute.
@@ -118,9 +121,10 @@ def prepare_demo(
     out = Path(out)
     languages = [languages] if isinstance(languages, str) else list(languages)
     sizes = {"train": num_train, "dev": num_dev, "test": num_test}
-    _check(languages, sizes, voices, audio_format)
+    _check(languages, {**sizes, "text": num_text}, voices, audio_format)
     settings: dict[str, Any] = {
-        "languages": languages, **sizes, "seed": seed, "voices": voices, "speed": list(speed), "pitch": list(pitch),
+        "languages": languages, **sizes, "num_text": num_text, "seed": seed, "voices": voices, "speed": list(speed),
+        "pitch": list(pitch),
         "noise_snr_db": None if noise_snr_db is None else list(noise_snr_db), "sample_rate": sample_rate,
         "audio_format": audio_format, "sources": _fingerprint(),
     }  # fmt: skip
@@ -136,6 +140,10 @@ def prepare_demo(
     spoken = _speak_all([job for planned in jobs.values() for job in planned], num_workers)
     made = iter(progress_bar(spoken, description="demo corpus", total=total))
     report = write_splits("demo", out, {split: list(islice(made, len(jobs[split]))) for split in SPLITS})
+    texts = list(islice(sentences(_text_rng(seed, "train"), "train"), num_text))
+    for language in languages:
+        lines = "".join(f"{spoken_form(sentence.written[language])}\n" for sentence in texts)
+        (out / f"text_{language}.txt").write_text(lines, encoding="utf-8")
     (out / SETTINGS_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -169,7 +177,8 @@ def _is_prepared(out: Path, settings: dict[str, Any]) -> bool:
         same = json.loads(path.read_text(encoding="utf-8")) == settings
     except (OSError, ValueError):
         same = False
-    if same and all((out / f"{split}.jsonl").is_file() for split in SPLITS):
+    names = [*(f"{split}.jsonl" for split in SPLITS), *(f"text_{language}.txt" for language in settings["languages"])]
+    if same and all((out / name).is_file() for name in names):
         return True
     path.unlink(missing_ok=True)
     return False
@@ -183,8 +192,7 @@ def _plan(out: Path, split: str, language: str, size: int, *, seed: int, setting
     speakers = [(voice, variant) for voice in table["languages"][language]
                 for variant in voice_pool(split, pool=settings["voices"])]  # fmt: skip
     deck: list[int] = []
-    text_rng = np.random.default_rng((seed, SPLITS.index(split)))  # the same meanings in every language
-    for index, sentence in enumerate(islice(sentences(text_rng, split), size)):
+    for index, sentence in enumerate(islice(sentences(_text_rng(seed, split), split), size)):
         deck = deck or [int(card) for card in rng.permutation(len(speakers))]
         voice, variant = speakers[deck.pop()]
         speed, pitch = (int(rng.integers(low, high + 1)) for low, high in (settings["speed"], settings["pitch"]))
@@ -207,6 +215,11 @@ def _plan(out: Path, split: str, language: str, size: int, *, seed: int, setting
             sample_rate=settings["sample_rate"],
             sentence=sentence,
         )
+
+
+def _text_rng(seed: int, split: str) -> np.random.Generator:
+    """Draws the sentences of a split: the same meanings in every language."""
+    return np.random.default_rng((seed, SPLITS.index(split)))
 
 
 def _speak_all(jobs: list[DemoJob], num_workers: int | None) -> Iterator[Utterance]:
