@@ -6,20 +6,27 @@ out=${1:-exp/demo}
 data=$out/data
 begin=$SECONDS
 
-echo "== 1/5 prepare: synthetic speech of many voices; the voices and sentences of the test split are never trained on"
+echo "== 1/6 prepare: synthetic speech of many voices; the voices and sentences of the test split are never trained on"
 speechkit prepare demo "$data"
 
-echo "== 2/5 train"
+echo "== 2/6 train"
 speechkit train experiment=demo_ctc data.train="$data/train.jsonl" data.valid="$data/dev.jsonl" run_dir="$out/run"
 
-echo "== 3/5 decode the unseen voices"
-speechkit decode checkpoint="$out/run/pretrained" manifest="$data/test.jsonl" output="$out/hyps.jsonl"
+echo "== 3/6 a language model of more sentences of the kind, none of them in the test split"
+speechkit lm "$data/text_en.txt" -o "$out/lm.arpa"
 
-echo "== 4/5 score"
-speechkit score "$out/hyps.jsonl" --worst 3
-speechkit rtfx "$out/hyps.jsonl"
+echo "== 4/6 decode the unseen voices, without and with the language model"
+speechkit decode checkpoint="$out/run/pretrained" manifest="$data/test.jsonl" output="$out/greedy.jsonl"
+speechkit decode checkpoint="$out/run/pretrained" manifest="$data/test.jsonl" output="$out/lm.jsonl" decode=ctc_beam_lm \
+  decode.options.lm="$out/lm.arpa" decode.options.lm_weight=0.5 decode.options.word_bonus=3.0
 
-echo "== 5/5 transcribe a file"
+echo "== 5/6 score"
+for name in greedy lm; do
+  speechkit score "$out/$name.jsonl"
+  speechkit rtfx "$out/$name.jsonl"
+done
+
+echo "== 6/6 transcribe a file"
 file=$(find "$data" -name '*.flac' -path '*test*' | sort | head -n 1)
 echo "$file:"
 speechkit transcribe "$file" --model "$out/run/pretrained" --format srt

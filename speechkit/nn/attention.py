@@ -99,6 +99,29 @@ class SelfAttention(nn.Module):
         )
         return self.out(out.transpose(1, 2).flatten(2))
 
+    def extend(self, x_BJD: Tensor, keys_BHLK: Tensor, values_BHLK: Tensor, positions_BJ: Tensor, mask: Tensor) -> Tensor:
+        """Attends from J new positions to all so far, whose keys and values are cached; for position "none" only.
+
+        Args:
+            x_BJD: new positions, shape (B, J, D).
+            keys_BHLK: cache with room for L positions; the keys of the new ones are written into it.
+            values_BHLK: the same for values.
+            positions_BJ: where the new ones belong, int64, shape (B, J).
+            mask: bool, shape (B, 1, J, M) with M <= L, True where a query may see a cached position.
+
+        Returns:
+            shape (B, J, D).
+        """
+        assert self.position == "none", self.position
+        qkv = self.qkv(x_BJD).unflatten(-1, (3 * self.num_heads, self.head_dim)).transpose(1, 2)
+        q, k, v = qkv.chunk(3, dim=1)
+        index = positions_BJ[:, None, :, None].expand_as(k)
+        keys_BHLK.scatter_(2, index, k)
+        values_BHLK.scatter_(2, index, v)
+        held = mask.shape[-1]
+        out = F.scaled_dot_product_attention(q, keys_BHLK[:, :, :held], values_BHLK[:, :, :held], attn_mask=mask)
+        return self.out(out.transpose(1, 2).flatten(2))
+
     def _relative_bias(self, q_BTHK: Tensor, table_RD: Tensor, mask: Tensor | None) -> Tensor:
         """Scores of queries against distances, scaled as the kernel scales its own, -inf where masked; (B, H, T, T)."""
         r_RHK = self.distance(table_RD.to(q_BTHK.dtype)).unflatten(-1, (self.num_heads, self.head_dim))

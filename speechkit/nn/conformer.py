@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from speechkit.nn.attention import Position, PositionTable, SelfAttention, position_table
 from speechkit.nn.dropout import Dropout
+from speechkit.nn.feed_forward import FeedForward
 from speechkit.nn.masks import attention_mask, padding_mask
 from speechkit.nn.norm import MaskedBatchNorm
 from speechkit.nn.positional import sinusoids
@@ -27,27 +28,6 @@ from speechkit.nn.subsampling import ConvSubsampling, Subsampling
 
 ConvNorm = Literal["layer", "batch"]
 Tap = Callable[[int, Tensor, Tensor], Tensor]
-
-
-class FeedForward(nn.Module):
-    """Layer norm, linear, SiLU, linear, with dropout after each linear.
-
-    Args:
-        dim: D.
-        ff_dim: width of the hidden layer.
-        dropout: rate in training.
-    """
-
-    def __init__(self, *, dim: int, ff_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, ff_dim)
-        self.down = nn.Linear(ff_dim, dim)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Maps (B, T, D) to (B, T, D); the residual is the caller's."""
-        return self.dropout(self.down(self.dropout(F.silu(self.up(self.norm(x_BTD))))))
 
 
 class ConvModule(nn.Module):

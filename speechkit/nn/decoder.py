@@ -1,0 +1,288 @@
+"""Transformer decoder: all tokens at once in training, a few at a time behind caches in search.
+
+Pre-norm layers of self-attention, cross-attention to a source and feed-forward (Vaswani et al. 2017, section 3.1; pre-norm,
+Xiong et al. 2020). The keys and values of the source are computed once per utterance. Those of the tokens so far are
+kept in a cache in which every row has a length of its own, so that rows may take in or give back different numbers of
+tokens, as speculative decoding does.
+
+Shape legend: B batch, T source frames, U tokens, J new tokens, L room in the cache, D model, V vocab, H heads, K head
+dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechkit.nn.attention import SelfAttention
+from speechkit.nn.dropout import Dropout
+from speechkit.nn.feed_forward import Activation, FeedForward
+from speechkit.nn.masks import attention_mask, padding_mask
+from speechkit.nn.positional import sinusoids
+
+
+class Source(NamedTuple):
+    """What decoder layers attend to, ready to be attended to.
+
+    Attributes:
+        keys: of each layer, shape (B, H, T, K).
+        values: of each layer, shape (B, H, T, K).
+        mask: bool, broadcastable to (B, 1, U, T), True where a token may see a frame; None for everywhere.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+
+    def select(self, rows_R: Tensor) -> Source:
+        """The source of rows `rows_R` (int64, shape (R,)), which may repeat."""
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows_R]
+        return Source(tuple(key[rows_R] for key in self.keys), tuple(value[rows_R] for value in self.values), mask)
+
+
+@dataclass
+class DecoderCache:
+    """Keys and values of the tokens that each row has read.
+
+    Attributes:
+        keys: of each layer, shape (B, H, L, K); anything past a row's length.
+        values: of each layer, shape (B, H, L, K).
+        lens_B: tokens that each row holds, int64, shape (B,). Making one smaller gives tokens back.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lens_B: Tensor
+
+    def select(self, rows_R: Tensor) -> DecoderCache:
+        """A cache of rows `rows_R` (int64, shape (R,)), which may repeat; the memory is its own."""
+        return DecoderCache([k[rows_R] for k in self.keys], [v[rows_R] for v in self.values], self.lens_B[rows_R])
+
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for rows of `num_tokens` tokens; doubles, so that growing costs little."""
+        room = self.keys[0].shape[2]
+        if num_tokens <= room:
+            return
+        more = max(num_tokens, 2 * room) - room
+        self.keys = [F.pad(key, (0, 0, 0, more)) for key in self.keys]
+        self.values = [F.pad(value, (0, 0, 0, more)) for value in self.values]
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens to a source.
+
+    Args:
+        dim: D of the tokens.
+        num_heads: H; must divide `dim`.
+        source_dim: width of the source; None for `dim`.
+        dropout: rate on the attention weights in training.
+
+    Raises:
+        ValueError: `num_heads` does not divide `dim`.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, source_dim: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
+        self.num_heads, self.head_dim, self.dropout = num_heads, dim // num_heads, dropout
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim if source_dim is None else source_dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def keys_values(self, source_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a source, each of shape (B, H, T, K)."""
+        key_value = self.key_value(source_BTD).unflatten(-1, (2 * self.num_heads, self.head_dim)).transpose(1, 2)
+        key, value = key_value.chunk(2, dim=1)
+        return key, value
+
+    def forward(self, x_BUD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attends.
+
+        Args:
+            x_BUD: shape (B, U, D).
+            key_BHTK: from `keys_values`.
+            value_BHTK: from `keys_values`.
+            mask: bool, broadcastable to (B, 1, U, T), True where a token may see a frame; None for everywhere.
+
+        Returns:
+            shape (B, U, D).
+        """
+        query = self.query(x_BUD).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key_BHTK, value_BHTK, attn_mask=mask, dropout_p=dropout)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each behind a layer norm and a residual; arguments as those of
+    `TransformerDecoder`."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        ff_dim: int,
+        source_dim: int | None = None,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim)
+        self.self_attention = SelfAttention(dim=dim, num_heads=num_heads, position="none", dropout=attention_dropout)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.cross_attention = CrossAttention(dim=dim, num_heads=num_heads, source_dim=source_dim, dropout=attention_dropout)
+        self.feed_forward = FeedForward(dim=dim, ff_dim=ff_dim, dropout=dropout, activation=activation)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, x_BUD: Tensor, self_mask: Tensor | None, key_BHTK: Tensor, value_BHTK: Tensor, source_mask: Tensor | None
+    ) -> Tensor:
+        """Maps (B, U, D) to (B, U, D), all tokens at once.
+
+        Args:
+            x_BUD: tokens.
+            self_mask: bool, broadcastable to (B, 1, U, U), True where a token may see another; None for everywhere.
+            key_BHTK: of the source, from this layer's `cross_attention.keys_values`.
+            value_BHTK: of the source.
+            source_mask: bool, broadcastable to (B, 1, U, T); None for everywhere.
+        """
+        x_BUD = x_BUD + self.dropout(self.self_attention(self.self_norm(x_BUD), self_mask))
+        return self._read_source(x_BUD, key_BHTK, value_BHTK, source_mask)
+
+    def extend(
+        self, x_BJD: Tensor, cache: DecoderCache, layer: int, positions_BJ: Tensor, self_mask: Tensor, source: Source
+    ) -> Tensor:
+        """As `forward` for J new tokens at `positions_BJ` of the cache, whose keys and values are written there."""
+        cached = cache.keys[layer], cache.values[layer]
+        x_BJD = x_BJD + self.self_attention.extend(self.self_norm(x_BJD), *cached, positions_BJ, self_mask)
+        return self._read_source(x_BJD, source.keys[layer], source.values[layer], source.mask)
+
+    def _read_source(self, x_BUD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None) -> Tensor:
+        x_BUD = x_BUD + self.dropout(self.cross_attention(self.cross_norm(x_BUD), key_BHTK, value_BHTK, mask))
+        return x_BUD + self.feed_forward(x_BUD)
+
+
+class TransformerDecoder(nn.Module):
+    """Autoregressive decoder over tokens.
+
+    Args:
+        vocab_size: V.
+        dim: D.
+        num_layers: layers.
+        num_heads: attention heads.
+        ff_dim: hidden width of the feed-forward layers.
+        source_dim: width of what it attends to; None for `dim`.
+        dropout: rate in training on embeddings, hidden layers and residual branches.
+        attention_dropout: rate on the attention weights in training.
+        activation: of the feed-forward layers: "relu", "silu" or "gelu".
+        tie_embeddings: whether the output layer shares the weights of the embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int = 256,
+        num_layers: int = 6,
+        num_heads: int = 4,
+        ff_dim: int = 2048,
+        source_dim: int | None = None,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        activation: Activation = "relu",
+        tie_embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.num_heads, self.vocab_size = dim, num_heads, vocab_size
+        self.embedding = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                dim=dim,
+                num_heads=num_heads,
+                ff_dim=ff_dim,
+                source_dim=source_dim,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                activation=activation,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, vocab_size)
+        if tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def read(self, source_BTD: Tensor, source_lens_B: Tensor) -> Source:
+        """Prepares a source for `forward` and `extend`.
+
+        Args:
+            source_BTD: encoder output, shape (B, T, source_dim).
+            source_lens_B: valid frames of each row, int64, shape (B,).
+        """
+        mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
+        pairs = [layer.cross_attention.keys_values(source_BTD) for layer in self.layers]
+        return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
+
+    def forward(self, tokens_BU: Tensor, source: Source) -> Tensor:
+        """Scores of the token that follows each prefix, teacher-forced.
+
+        Args:
+            tokens_BU: token ids, beginning with the prompt; padding may hold any id, for no token sees what follows it.
+            source: from `read`.
+
+        Returns:
+            logits, shape (B, U, V).
+        """
+        num_tokens, device = tokens_BU.shape[1], tokens_BU.device
+        x_BUD = self._embed(tokens_BU, torch.arange(num_tokens, device=device))
+        causal_UU = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
+        for layer, key, value in zip(self.layers, source.keys, source.values):
+            x_BUD = layer(x_BUD, causal_UU, key, value, source.mask)
+        return self.head(self.norm(x_BUD))
+
+    def start(self, num_rows: int, *, room: int = 32) -> DecoderCache:
+        """An empty cache for `num_rows` rows, with room for so many tokens to begin with."""
+        weight = self.embedding.weight
+        shape = (num_rows, self.num_heads, room, self.dim // self.num_heads)
+        empty = [[weight.new_zeros(shape) for _ in self.layers] for _ in range(2)]
+        return DecoderCache(empty[0], empty[1], torch.zeros(num_rows, dtype=torch.long, device=weight.device))
+
+    def extend(self, tokens_BJ: Tensor, cache: DecoderCache, source: Source) -> Tensor:
+        """Reads J more tokens per row, puts them into the cache, and scores what follows each.
+
+        Equal to the last J positions of `forward` on each row's whole prefix. In eval mode only: nothing is dropped.
+
+        Args:
+            tokens_BJ: new token ids, shape (B, J).
+            cache: what the rows have read so far; grows by J tokens in every row.
+            source: from `read`.
+
+        Returns:
+            logits, shape (B, J, V).
+        """
+        num_new = tokens_BJ.shape[1]
+        positions_BJ = cache.lens_B[:, None] + torch.arange(num_new, device=tokens_BJ.device)
+        held = int(cache.lens_B.max()) + num_new
+        cache.reserve(held)
+        seen_BJL = torch.arange(held, device=tokens_BJ.device) <= positions_BJ[..., None]
+        x_BJD = self._embed(tokens_BJ, positions_BJ)
+        for i, layer in enumerate(self.layers):
+            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], source)
+        cache.lens_B = cache.lens_B + num_new
+        return self.head(self.norm(x_BJD))
+
+    def _embed(self, tokens_BU: Tensor, positions: Tensor) -> Tensor:
+        """Token embeddings and sinusoids of their positions, shape (U,) or (B, U)."""
+        x_BUD = self.embedding(tokens_BU) * math.sqrt(self.dim)
+        positions_BUD = sinusoids(positions.flatten(), self.dim).unflatten(0, positions.shape)
+        return self.dropout(x_BUD + positions_BUD.to(x_BUD.dtype))
