@@ -1,12 +1,14 @@
-"""Connectionist temporal classification.
+"""Connectionist temporal classification, of one head and of several layers together.
 
-Source: Graves et al. 2006, section 4. Id 0 is the blank unless said otherwise.
+Sources: Graves et al. 2006, section 4; Lee and Watanabe 2021, "Intermediate loss regularization for CTC-based speech
+recognition". Id 0 is the blank unless said otherwise.
 
 Shape legend: B batch, T frames, U tokens, V vocab.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,3 +68,60 @@ def ctc_loss(logits_BTV: Tensor, logit_lens_B: Tensor, tokens_BU: Tensor, token_
             log_probs_TBV, tokens_BU, logit_lens_B, token_lens_B, blank=blank, reduction="none", zero_infinity=True
         )
     return CtcLoss(nll_B=nll_B.masked_fill(~feasible_B, 0.0), feasible_B=feasible_B)
+
+
+class CtcBranchLoss(NamedTuple):
+    """Loss of a CTC head over a batch.
+
+    Attributes:
+        loss: scalar to back-propagate, per target token.
+        parts: ctc and inter_ctc (if there are intermediate layers), each per target token, and infeasible, a count of
+            utterances; detached.
+        num_targets: target tokens of the feasible utterances, scalar.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    num_targets: Tensor
+
+
+def ctc_branch_loss(
+    logits_BTV: Tensor,
+    inter_logits: Sequence[Tensor],
+    logit_lens_B: Tensor,
+    tokens_BU: Tensor,
+    token_lens_B: Tensor,
+    *,
+    inter_weight: float = 0.5,
+    views: int = 1,
+    blank: int = 0,
+) -> CtcBranchLoss:
+    """CTC after the last layer and after intermediate ones: (1 - w) final + w mean(intermediate).
+
+    Each is the sum over the batch of -log p(tokens), divided by the number of target tokens. Utterances too short for
+    their tokens add neither loss nor tokens. Losses of several views are averaged.
+
+    Args:
+        logits_BTV: scores of the head after the last layer; with views, `views` copies of the batch, one after the other,
+            shape (views * B, T, V).
+        inter_logits: scores after intermediate layers, same shape each.
+        logit_lens_B: valid frames of each row, int64, shape (views * B,).
+        tokens_BU: token ids of the batch, anything past each length, int64, shape (B, U).
+        token_lens_B: valid tokens of each row, int64, shape (B,).
+        inter_weight: w.
+        views: augmented copies of the batch.
+        blank: id of the blank.
+    """
+    targets = tokens_BU.repeat(views, 1), token_lens_B.repeat(views)
+    final = ctc_loss(logits_BTV, logit_lens_B, *targets, blank=blank)
+    feasible_B = final.feasible_B[: len(tokens_BU)]
+    num_targets = (token_lens_B * feasible_B).sum()
+    scale = 1.0 / (views * num_targets.clamp(min=1))
+    loss = final.nll_B.sum() * scale
+    parts = {"ctc": loss.detach(), "infeasible": (~feasible_B).sum()}
+    if inter_logits:
+        inter = [ctc_loss(x, logit_lens_B, *targets, blank=blank).nll_B.sum() for x in inter_logits]
+        inter_loss = torch.stack(inter).mean() * scale
+        parts["inter_ctc"] = inter_loss.detach()
+        loss = (1.0 - inter_weight) * loss + inter_weight * inter_loss
+    return CtcBranchLoss(loss=loss, parts=parts, num_targets=num_targets)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechkit.losses.consistency import symmetric_kl
-from speechkit.losses.ctc import ctc_loss
+from speechkit.losses.ctc import ctc_branch_loss
+from speechkit.nn.ctc_encoder import check_inter_layers, encode_with_ctc
 from speechkit.nn.dropout import Dropout
 from speechkit.types import AsrBatch, LossOutput
 
@@ -56,7 +57,7 @@ class CtcModel(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        _check_inter_layers(encoder, inter_layers, inter_weight, self_condition)
+        check_inter_layers(encoder, inter_layers, inter_weight, self_condition)
         if cr_weight < 0.0:
             raise ValueError(f"cr_weight={cr_weight} must not be negative; use 0 to train on one view")
         self.encoder = encoder
@@ -96,26 +97,24 @@ class CtcModel(nn.Module):
         views = self.num_views
         if len(feats_BTF) != views * len(batch.tokens_BU):
             raise ValueError(f"feats has {len(feats_BTF)} rows; expected {views} view(s) of {len(batch.tokens_BU)} utterances")
-        tokens_BU, token_lens_B = batch.tokens_BU.repeat(views, 1), batch.token_lens_B.repeat(views)
         logits_BTV, inter_logits, lens_B = self._encode(feats_BTF, feat_lens_B, intermediate=True)
-        final = ctc_loss(logits_BTV, lens_B, tokens_BU, token_lens_B, blank=BLANK)
-        rows = len(batch.tokens_BU)
-        feasible_B = final.feasible_B[:rows]
-        num_targets = (batch.token_lens_B * feasible_B).sum()
-        scale = 1.0 / (views * num_targets.clamp(min=1))
-        loss = final.nll_B.sum() * scale
-        parts = {"ctc": loss.detach(), "infeasible": (~feasible_B).sum()}
-        if inter_logits:
-            inter = [ctc_loss(x, lens_B, tokens_BU, token_lens_B, blank=BLANK).nll_B.sum() for x in inter_logits]
-            inter_loss = torch.stack(inter).mean() * scale
-            parts["inter_ctc"] = inter_loss.detach()
-            loss = (1.0 - self.inter_weight) * loss + self.inter_weight * inter_loss
+        ctc = ctc_branch_loss(
+            logits_BTV,
+            inter_logits,
+            lens_B,
+            batch.tokens_BU,
+            batch.token_lens_B,
+            inter_weight=self.inter_weight,
+            views=views,
+            blank=BLANK,
+        )
+        loss, parts, rows = ctc.loss, ctc.parts, len(batch.tokens_BU)
         if views == 2:
             cr_B = symmetric_kl(logits_BTV[:rows], logits_BTV[rows:], torch.minimum(lens_B[:rows], lens_B[rows:]))
-            cr = cr_B.sum() / num_targets.clamp(min=1)
+            cr = cr_B.sum() / ctc.num_targets.clamp(min=1)
             parts["cr"] = cr.detach()
             loss = loss + self.cr_weight * cr
-        return LossOutput(loss=loss, parts=parts, num_targets=num_targets)
+        return LossOutput(loss=loss, parts=parts, num_targets=ctc.num_targets)
 
     def frame_log_probs(self, feats_BTF: Tensor, feat_lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of labels at each output frame.
@@ -134,32 +133,15 @@ class CtcModel(nn.Module):
         """Output frames for so many input frames."""
         return self.encoder.output_lengths(lens_B)  # type: ignore[operator]
 
-    def _encode(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, intermediate: bool) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _encode(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, intermediate: bool) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Scores of the head after the last layer; those after `inter_layers`, if asked for; lengths."""
-        inter_logits: list[Tensor] = []
-
-        def tap(layer: int, x_BTD: Tensor, lens_B: Tensor) -> Tensor:
-            if layer not in self.inter_layers:
-                return x_BTD
-            logits_BTV = self.head(x_BTD)
-            inter_logits.append(logits_BTV)
-            if self.condition is None:
-                return x_BTD
-            return x_BTD + self.condition(logits_BTV.softmax(dim=-1).to(x_BTD.dtype))
-
-        tapped = bool(self.inter_layers) and (intermediate or self.condition is not None)
-        x_BTD, lens_B = self.encoder(feats_BTF, feat_lens_B, tap=tap if tapped else None)
+        x_BTD, inter_logits, lens_B = encode_with_ctc(
+            self.encoder,
+            feats_BTF,
+            feat_lens_B,
+            head=self.head,
+            inter_layers=self.inter_layers,
+            condition=self.condition,
+            intermediate=intermediate,
+        )
         return self.head(self.dropout(x_BTD)), inter_logits, lens_B
-
-
-def _check_inter_layers(encoder: nn.Module, inter_layers: Sequence[int], weight: float, self_condition: bool) -> None:
-    """Rejects settings of intermediate losses that cannot be meant."""
-    if not 0.0 <= weight <= 1.0:
-        raise ValueError(f"inter_weight={weight} must be in [0, 1]")
-    if self_condition and not inter_layers:
-        raise ValueError("self_condition=true needs inter_layers, the layers whose predictions are fed back")
-    if inter_layers:
-        last = len(encoder.layers) - 1  # type: ignore[arg-type]
-        wrong = [layer for layer in inter_layers if not 1 <= layer <= last]
-        if wrong:
-            raise ValueError(f"inter_layers={list(inter_layers)} has {wrong}; choose layers from 1 to {last}")
