@@ -16,7 +16,6 @@ Shape legend: B batch, T frames, V vocab, A frames with a surviving token, W bea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechkit.search.fusion import score_pairs
 from speechkit.search.inputs import check_log_probs
-from speechkit.search.lm import BatchScorer, Scorer
+from speechkit.search.lm import Scorer
 
 _ROOT, _DEAD, _NO_PARENT = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0, 1))
 _NO_TOKEN, _FILL = -1, -2  # tokens of the empty prefix and of the empty places of a frame: neither equals any other
@@ -297,7 +297,6 @@ class _Fusion:
 
     def __init__(self, scorer: Scorer, shape: tuple[int, int]) -> None:
         self.scorer = scorer
-        self.batch_scorer = scorer if isinstance(scorer, BatchScorer) else None
         self.added = np.zeros(shape)
         self.states = np.empty(shape, dtype=object)
         self.states[:, 0] = [scorer.initial_state() for _ in range(shape[0])]
@@ -312,7 +311,7 @@ class _Fusion:
         keys = list(zip(prefix[row, place].tolist(), tokens_BK[row, slot].tolist(), strict=True))
         new = {key: i for i, key in enumerate(keys) if key not in self.known}
         indices = list(new.values())
-        scored = self._ask([self.states[row[i], place[i]] for i in indices], [keys[i][1] for i in indices])
+        scored = score_pairs(self.scorer, [self.states[row[i], place[i]] for i in indices], [keys[i][1] for i in indices])
         fresh = dict(zip(new, scored, strict=True))
         self.known = {key: fresh[key] if key in fresh else self.known[key] for key in keys}
         extended = np.repeat(self.added[:, :, None], width, axis=2)
@@ -337,11 +336,3 @@ class _Fusion:
         for b, w in zip(*np.nonzero(total > -np.inf), strict=True):
             added[b, w] += self.scorer.final(self.states[b, w])
         return added
-
-    def _ask(self, states: Sequence[Any], tokens: Sequence[int]) -> Sequence[tuple[float, Any]]:
-        """Score (state, token) pairs, in one call where the scorer can."""
-        if not tokens:
-            return []
-        if self.batch_scorer is not None:
-            return self.batch_scorer.score_batch(states, tokens)
-        return [self.scorer.score(state, token) for state, token in zip(states, tokens, strict=True)]

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from speechkit.models.ctc.model import BLANK, CtcModel
-from speechkit.search.ctc_align import ctc_align
 from speechkit.search.ctc_greedy import CtcPath, ctc_greedy
 from speechkit.search.ctc_prefix_beam import BeamResult, ctc_prefix_beam
-from speechkit.search.hotwords import HotwordScorer
-from speechkit.search.lm import LanguageModel, Scorer, SumScorer, TokenScorer, WordScorer, load_lm
+from speechkit.search.fusion import LmUnit, build_scorer, check_fusion
+from speechkit.search.hypotheses import Timestamps, align_to_frames, check_timestamps, to_hypothesis
 from speechkit.text.tokenizers import Tokenizer
-from speechkit.types import Hypothesis, Seconds, Word
-
-Timestamps = Literal["token", "word"]
+from speechkit.types import Hypothesis, Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class CtcDecodeOptions:
     timestamps: Timestamps | None = None
     beam_size: int = 10
     lm: str | None = None
-    lm_unit: Literal["word", "token"] = "word"
+    lm_unit: LmUnit = "word"
     lm_weight: float = 0.5
     word_bonus: float = 0.0
     hotwords: Sequence[str] | Mapping[str, float] = ()
@@ -64,16 +59,10 @@ class CtcDecodeOptions:
     def __post_init__(self) -> None:
         if self.method not in ("greedy", "beam"):
             raise ValueError(f"method={self.method!r} is unknown; choose greedy or beam")
-        if self.timestamps not in (None, "token", "word"):
-            raise ValueError(f"timestamps={self.timestamps!r} is unknown; choose none, token or word")
-        if self.lm_unit not in ("word", "token"):
-            raise ValueError(f"lm_unit={self.lm_unit!r} is unknown; choose word or token")
-        if isinstance(self.hotwords, str):
-            raise ValueError(f"hotwords={self.hotwords!r} is one string; give a list of phrases")
+        check_timestamps(self.timestamps)
+        check_fusion(lm=self.lm, lm_unit=self.lm_unit, word_bonus=self.word_bonus, hotwords=self.hotwords)
         if self.method == "greedy" and (self.lm is not None or self.hotwords):
             raise ValueError("lm and hotwords need method=beam; greedy decoding cannot use them")
-        if self.word_bonus and self.lm is None:
-            raise ValueError(f"word_bonus={self.word_bonus} needs lm")
 
 
 @torch.inference_mode()
@@ -129,89 +118,33 @@ def decode_log_probs(
         paths = ctc_greedy(log_probs_BTV, lens_B, blank=BLANK)
     else:
         paths = _beam_paths(log_probs_BTV, lens_B, tokenizer, options)
-    return [_hypothesis(path, tokenizer, options.timestamps, frame_shift) for path in paths]
+    return [to_hypothesis(path, tokenizer, options.timestamps, frame_shift) for path in paths]
 
 
 def _beam_paths(log_probs_BTV: Tensor, lens_B: Tensor, tokenizer: Tokenizer, options: CtcDecodeOptions) -> list[CtcPath]:
     """The best prefix of each row, laid onto its frames; an empty one where every path is impossible."""
+    scorer = build_scorer(
+        tokenizer,
+        lm=options.lm,
+        lm_unit=options.lm_unit,
+        lm_weight=options.lm_weight,
+        word_bonus=options.word_bonus,
+        hotwords=options.hotwords,
+        hotword_weight=options.hotword_weight,
+    )
     nbest = ctc_prefix_beam(
         log_probs_BTV,
         lens_B,
         beam_size=options.beam_size,
         blank=BLANK,
-        scorer=_scorer(tokenizer, options),
+        scorer=scorer,
         token_top_k=options.token_top_k,
         token_min_logp=options.token_min_logp,
         blank_skip=options.blank_skip,
     )
     impossible = BeamResult(tokens=(), start_frames=(), score=float("-inf"), am_score=float("-inf"))
     best = [results[0] if results else impossible for results in nbest]
-    token_lens_B = torch.tensor([len(result.tokens) for result in best])
-    tokens_BU = torch.zeros(len(best), max(map(len, (result.tokens for result in best)), default=0), dtype=torch.long)
-    for row, result in zip(tokens_BU, best):
-        row[: len(result.tokens)] = torch.tensor(result.tokens, dtype=torch.long)
-    paths = []
-    for result, alignment in zip(best, ctc_align(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank=BLANK)):
-        if alignment is None:
-            assert not result.tokens, f"the search found {result.tokens}, which no path spells"
-            paths.append(CtcPath((), (), (), (), result.score))
-            continue
-        times = (alignment.start_frames, alignment.end_frames, alignment.confidences)
-        paths.append(CtcPath(result.tokens, *times, result.score))
-    return paths
-
-
-def _scorer(tokenizer: Tokenizer, options: CtcDecodeOptions) -> Scorer | None:
-    """Language model and hotwords as the search takes them; None for neither."""
-    scorers: list[Scorer] = []
-    if options.lm is not None:
-        lm = _language_model(options.lm, Path(options.lm).stat().st_mtime_ns if Path(options.lm).exists() else 0)
-        weight, bonus = options.lm_weight, options.word_bonus
-        if options.lm_unit == "word":
-            scorers.append(WordScorer(lm=lm, tokenizer=tokenizer, weight=weight, word_bonus=bonus))
-        else:
-            scorers.append(TokenScorer(lm=lm, tokenizer=tokenizer, weight=weight, token_bonus=bonus))
-    if options.hotwords:
-        scorers.append(HotwordScorer(options.hotwords, tokenizer=tokenizer, weight=options.hotword_weight))
-    if len(scorers) < 2:
-        return scorers[0] if scorers else None
-    return SumScorer(scorers)
-
-
-@lru_cache(maxsize=2)
-def _language_model(path: str, changed_ns: int) -> LanguageModel:
-    """The model in a file; read once as long as the file does not change."""
-    return load_lm(path)
-
-
-def _hypothesis(path: CtcPath, tokenizer: Tokenizer, timestamps: Timestamps | None, shift: Seconds) -> Hypothesis:
-    """Text, times and confidences of one path."""
-    tokens: tuple[Word, ...] = ()
-    words: tuple[Word, ...] = ()
-    if timestamps is not None:
-        tokens = tuple(
-            Word(text=piece, start=start * shift, end=end * shift, confidence=confidence)
-            for piece, start, end, confidence in zip(
-                tokenizer.pieces(path.tokens), path.start_frames, path.end_frames, path.confidences
-            )
-        )
-    if timestamps == "word":
-        words = tuple(_word(text, tokens[span]) for text, span in tokenizer.split_words(path.tokens))
-    return Hypothesis(
-        text=tokenizer.decode(path.tokens),
-        tokens=path.tokens,
-        score=path.score,
-        words=words,
-        token_times=tokens,
-        confidence=_mean([float(c) for c in path.confidences]),
-    )
-
-
-def _word(text: str, tokens: Sequence[Word]) -> Word:
-    """A word spans its tokens and is as sure as they are on average."""
-    return Word(text=text, start=tokens[0].start, end=tokens[-1].end, confidence=_mean([t.confidence for t in tokens]))
-
-
-def _mean(confidences: Sequence[float]) -> float:
-    """Mean, 1.0 for none."""
-    return sum(confidences) / len(confidences) if confidences else 1.0
+    paths = align_to_frames([r.tokens for r in best], [r.score for r in best], log_probs_BTV, lens_B, blank=BLANK)
+    for result, path in zip(best, paths):
+        assert path is not None or not result.tokens, f"the search found {result.tokens}, which no path spells"
+    return [CtcPath((), (), (), (), result.score) if path is None else path for result, path in zip(best, paths)]

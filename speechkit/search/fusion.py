@@ -1,0 +1,83 @@
+"""What decode options say about language models and hotwords, as the `Scorer` that a beam search takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from speechkit.search.hotwords import HotwordScorer
+from speechkit.search.lm import BatchScorer, LanguageModel, Scorer, SumScorer, TokenScorer, WordScorer, load_lm
+
+if TYPE_CHECKING:
+    from speechkit.text.tokenizers import Tokenizer
+
+LmUnit = Literal["word", "token"]
+
+
+def check_fusion(*, lm: str | None, lm_unit: str, word_bonus: float, hotwords: Sequence[str] | Mapping[str, float]) -> None:
+    """Rejects options of fusion that cannot be meant; arguments as those of `build_scorer`.
+
+    Raises:
+        ValueError: `lm_unit` is unknown, `hotwords` is one string, or there is a bonus without a model.
+    """
+    if lm_unit not in ("word", "token"):
+        raise ValueError(f"lm_unit={lm_unit!r} is unknown; choose word or token")
+    if isinstance(hotwords, str):
+        raise ValueError(f"hotwords={hotwords!r} is one string; give a list of phrases")
+    if word_bonus and lm is None:
+        raise ValueError(f"word_bonus={word_bonus} needs lm")
+
+
+def build_scorer(
+    tokenizer: Tokenizer,
+    *,
+    lm: str | None = None,
+    lm_unit: LmUnit = "word",
+    lm_weight: float = 0.5,
+    word_bonus: float = 0.0,
+    hotwords: Sequence[str] | Mapping[str, float] = (),
+    hotword_weight: float = 2.0,
+) -> Scorer | None:
+    """Language model and hotwords as a search takes them.
+
+    Args:
+        tokenizer: the tokenizer of the recogniser.
+        lm: path of an n-gram model, ARPA or KenLM, read once as long as the file does not change; None for none.
+        lm_unit: what the model was trained on: "word", or "token" for the tokenizer's pieces.
+        lm_weight: factor on the model's log-probabilities.
+        word_bonus: added for every word (for every token with `lm_unit` "token").
+        hotwords: phrases to favour, or a mapping from phrases to weights of their own.
+        hotword_weight: natural log-probability added per token of a phrase without its own weight.
+
+    Returns:
+        the sum of both; None for neither.
+    """
+    scorers: list[Scorer] = []
+    if lm is not None:
+        model = _language_model(lm, Path(lm).stat().st_mtime_ns if Path(lm).exists() else 0)
+        if lm_unit == "word":
+            scorers.append(WordScorer(lm=model, tokenizer=tokenizer, weight=lm_weight, word_bonus=word_bonus))
+        else:
+            scorers.append(TokenScorer(lm=model, tokenizer=tokenizer, weight=lm_weight, token_bonus=word_bonus))
+    if hotwords:
+        scorers.append(HotwordScorer(hotwords, tokenizer=tokenizer, weight=hotword_weight))
+    if len(scorers) < 2:
+        return scorers[0] if scorers else None
+    return SumScorer(scorers)
+
+
+def score_pairs(scorer: Scorer, states: Sequence[Any], tokens: Sequence[int]) -> Sequence[tuple[float, Any]]:
+    """`scorer.score` of each (state, token) pair, in one call where the scorer can."""
+    if not tokens:
+        return []
+    if isinstance(scorer, BatchScorer):
+        return scorer.score_batch(states, tokens)
+    return [scorer.score(state, token) for state, token in zip(states, tokens, strict=True)]
+
+
+@lru_cache(maxsize=2)
+def _language_model(path: str, changed_ns: int) -> LanguageModel:
+    """The model in a file."""
+    return load_lm(path)
