@@ -105,18 +105,30 @@ class CrossAttention(nn.Module):
         """Attends.
 
         Args:
-            x_BUD: shape (B, U, D).
+            x_BUD: shape (B, U, D); or (N * B, U, D), N rows of tokens in turn for each row of the source, which then is
+                read once for all of them. The mask must be the same for all tokens.
             key_BHTK: from `keys_values`.
             value_BHTK: from `keys_values`.
             mask: bool, broadcastable to (B, 1, U, T), True where a token may see a frame; None for everywhere.
 
         Returns:
-            shape (B, U, D).
+            shape of `x_BUD`.
         """
-        query = self.query(x_BUD).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        query_BHUK = self._queries(x_BUD, len(key_BHTK))
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key_BHTK, value_BHTK, attn_mask=mask, dropout_p=dropout)
-        return self.out(out.transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(query_BHUK, key_BHTK, value_BHTK, attn_mask=mask, dropout_p=dropout)
+        return self.out(out.transpose(1, 2).reshape(x_BUD.shape))
+
+    def weights(self, x_BUD: Tensor, key_BHTK: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How much each token looks at each frame, averaged over heads, fp32, shape (B, U, T); arguments as `forward`."""
+        scores = (self._queries(x_BUD, len(key_BHTK)) @ key_BHTK.transpose(2, 3)).float() * self.head_dim**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(dim=-1).mean(dim=1).reshape(*x_BUD.shape[:2], -1)
+
+    def _queries(self, x_BUD: Tensor, num_sources: int) -> Tensor:
+        """Queries, those of all rows that read one source side by side, shape (num_sources, H, U, K)."""
+        return self.query(x_BUD).reshape(num_sources, -1, self.num_heads, self.head_dim).transpose(1, 2)
 
 
 class DecoderLayer(nn.Module):
@@ -158,11 +170,20 @@ class DecoderLayer(nn.Module):
         return self._read_source(x_BUD, key_BHTK, value_BHTK, source_mask)
 
     def extend(
-        self, x_BJD: Tensor, cache: DecoderCache, layer: int, positions_BJ: Tensor, self_mask: Tensor, source: Source
+        self,
+        x_BJD: Tensor,
+        cache: DecoderCache,
+        layer: int,
+        positions_BJ: Tensor,
+        self_mask: Tensor,
+        source: Source,
+        attention: list[Tensor] | None = None,
     ) -> Tensor:
         """As `forward` for J new tokens at `positions_BJ` of the cache, whose keys and values are written there."""
         cached = cache.keys[layer], cache.values[layer]
         x_BJD = x_BJD + self.self_attention.extend(self.self_norm(x_BJD), *cached, positions_BJ, self_mask)
+        if attention is not None:
+            attention.append(self.cross_attention.weights(self.cross_norm(x_BJD), source.keys[layer], source.mask))
         return self._read_source(x_BJD, source.keys[layer], source.values[layer], source.mask)
 
     def _read_source(self, x_BUD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None) -> Tensor:
@@ -238,7 +259,7 @@ class TransformerDecoder(nn.Module):
 
         Args:
             tokens_BU: token ids, beginning with the prompt; padding may hold any id, for no token sees what follows it.
-            source: from `read`.
+            source: from `read`, of B rows or of B / N: each is then that of N rows in turn, as of N-best lists.
 
         Returns:
             logits, shape (B, U, V).
@@ -257,7 +278,9 @@ class TransformerDecoder(nn.Module):
         empty = [[weight.new_zeros(shape) for _ in self.layers] for _ in range(2)]
         return DecoderCache(empty[0], empty[1], torch.zeros(num_rows, dtype=torch.long, device=weight.device))
 
-    def extend(self, tokens_BJ: Tensor, cache: DecoderCache, source: Source) -> Tensor:
+    def extend(
+        self, tokens_BJ: Tensor, cache: DecoderCache, source: Source, *, attention: list[Tensor] | None = None
+    ) -> Tensor:
         """Reads J more tokens per row, puts them into the cache, and scores what follows each.
 
         Equal to the last J positions of `forward` on each row's whole prefix. In eval mode only: nothing is dropped.
@@ -265,7 +288,8 @@ class TransformerDecoder(nn.Module):
         Args:
             tokens_BJ: new token ids, shape (B, J).
             cache: what the rows have read so far; grows by J tokens in every row.
-            source: from `read`.
+            source: from `read`, of B rows or of B / N: each is then that of N rows in turn, as in a beam of N.
+            attention: takes from every layer the weights of the source, averaged over heads, fp32, shape (B, J, T).
 
         Returns:
             logits, shape (B, J, V).
@@ -277,7 +301,7 @@ class TransformerDecoder(nn.Module):
         seen_BJL = torch.arange(held, device=tokens_BJ.device) <= positions_BJ[..., None]
         x_BJD = self._embed(tokens_BJ, positions_BJ)
         for i, layer in enumerate(self.layers):
-            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], source)
+            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], source, attention)
         cache.lens_B = cache.lens_B + num_new
         return self.head(self.norm(x_BJD))
 

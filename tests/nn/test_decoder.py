@@ -88,3 +88,32 @@ def test_tied_embeddings_share_memory() -> None:
 def test_unknown_activation() -> None:
     with pytest.raises(ValueError, match="tanh"):
         FeedForward(dim=4, ff_dim=4, dropout=0.0, activation="tanh")  # type: ignore[arg-type]
+
+
+def test_rows_may_share_a_source() -> None:
+    decoder, tokens = make(), torch.randint(0, 11, (6, 4))
+    source = decoder.read(torch.randn(2, 6, 12), torch.tensor([6, 4]))
+    repeated = source.select(torch.tensor([0, 0, 0, 1, 1, 1]))
+    torch.testing.assert_close(decoder(tokens, source), decoder(tokens, repeated), atol=1e-6, rtol=1e-5)
+    shared, own = decoder.start(6), decoder.start(6)
+    for part in tokens.split([3, 1], dim=1):
+        logits = decoder.extend(part, shared, source)
+        torch.testing.assert_close(logits, decoder.extend(part, own, repeated), atol=1e-6, rtol=1e-5)
+
+
+def test_attention_weights() -> None:
+    decoder, tokens = make(num_layers=1), torch.randint(0, 11, (4, 3))
+    x, lens = torch.randn(2, 6, 12), torch.tensor([6, 4])
+    source, weights = decoder.read(x, lens), []
+    decoder.extend(tokens, decoder.start(4), source, attention=weights)
+    [weights_BJT] = weights
+    assert weights_BJT.shape == (4, 3, 6)
+    torch.testing.assert_close(weights_BJT.sum(-1), torch.ones(4, 3))
+    assert (weights_BJT[2:, :, 4:] == 0).all()
+    # One head whose values and output are the identity gives the weighted mean of the frames.
+    attention = make(num_heads=1, source_dim=16).layers[0].cross_attention  # type: ignore[union-attr]
+    queries, frames = torch.randn(2, 3, 16), torch.randn(2, 6, 16)
+    key, _ = attention.keys_values(frames)
+    torch.nn.init.eye_(attention.out.weight)
+    torch.nn.init.zeros_(attention.out.bias)
+    torch.testing.assert_close(attention.weights(queries, key) @ frames, attention(queries, key, frames[:, None]))
