@@ -1,6 +1,6 @@
 """From tokens with places and probabilities to a transcript with words, times and confidences.
 
-Shape legend: U tokens.
+Shape legend: B batch, T frames, U tokens, V vocab.
 """
 
 from __future__ import annotations
@@ -8,10 +8,59 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from speechkit.search.ctc_align import ctc_align
+from speechkit.search.ctc_greedy import CtcPath
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import Hypothesis, Seconds, Word
 
 Timestamps = Literal["token", "word"]
+
+
+def check_timestamps(timestamps: str | None) -> None:
+    """Raises ValueError unless this is None, "token" or "word"."""
+    if timestamps not in (None, "token", "word"):
+        raise ValueError(f"timestamps={timestamps!r} is unknown; choose none, token or word")
+
+
+def align_to_frames(
+    tokens: Sequence[Sequence[int]], scores: Sequence[float], log_probs_BTV: Tensor, lens_B: Tensor, *, blank: int = 0
+) -> list[CtcPath | None]:
+    """Lays one token sequence per row onto its frames by the best CTC path.
+
+    Args:
+        tokens: token ids of each row, B of them.
+        scores: taken over into the paths.
+        log_probs_BTV: frame log-probabilities, shape (B, T, V).
+        lens_B: valid frames of each row, int64, shape (B,).
+        blank: id of the blank token.
+
+    Returns:
+        one path per row; None where no path of non-zero probability spells the tokens.
+    """
+    token_lens_B = torch.tensor([len(ids) for ids in tokens], dtype=torch.long)
+    tokens_BU = torch.zeros(len(tokens), max(map(len, tokens), default=0), dtype=torch.long)
+    for row, ids in zip(tokens_BU, tokens):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+    alignments = ctc_align(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank=blank)
+    return [
+        None if found is None else CtcPath(tuple(ids), found.start_frames, found.end_frames, found.confidences, score)
+        for ids, score, found in zip(tokens, scores, alignments)
+    ]
+
+
+def to_hypothesis(path: CtcPath, tokenizer: Tokenizer, timestamps: Timestamps | None, frame_shift: Seconds) -> Hypothesis:
+    """`make_hypothesis` for tokens that lie on frames, which are `frame_shift` seconds apart."""
+    return make_hypothesis(
+        path.tokens,
+        tokenizer=tokenizer,
+        score=path.score,
+        confidences=path.confidences,
+        times=[(start * frame_shift, end * frame_shift) for start, end in zip(path.start_frames, path.end_frames)],
+        timestamps=timestamps,
+    )
 
 
 def make_hypothesis(
@@ -53,11 +102,12 @@ def make_hypothesis(
         score=score,
         words=words,
         token_times=token_times,
-        confidence=_mean(confidences),
+        confidence=_mean([float(c) for c in confidences]),
     )
 
 
 def _word(text: str, tokens: Sequence[Word]) -> Word:
+    """A word spans its tokens and is as sure as they are on average."""
     return Word(text=text, start=tokens[0].start, end=tokens[-1].end, confidence=_mean([t.confidence for t in tokens]))
 
 
