@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from speechkit.data.datamodule import training_texts
-from speechkit.pretrained import save_pretrained
+from speechkit.pretrained import init_from, save_pretrained
 from speechkit.training.lit_module import LitModule
 from speechkit.training.resume import Checkpointer
 from speechkit.training.run import (
@@ -74,6 +74,8 @@ def train(cfg: DictConfig) -> float:
         infer=build(cfg.decode),
         on_nonfinite=cfg.on_nonfinite,
     )
+    if cfg.init_from is not None and checkpoint is None:
+        print(init_from(module, cfg.init_from, prefix=cfg.init_prefix), flush=True)
     datamodule = build(cfg.data, tokenizer=tokenizer)
     callbacks = list(build(cfg.callbacks).values())
     trainer = build(cfg.trainer, callbacks=callbacks)

@@ -137,6 +137,39 @@ def load(
     )
 
 
+def init_from(module: nn.Module, name: str | Path, *, prefix: str = "model.encoder.") -> str:
+    """Starts a module from the weights of a trained model, for example an encoder from that of a CTC model.
+
+    Args:
+        module: holds the parameters under the names of pretrained folders ("model.encoder.layers.0...").
+        name: as in `load`.
+        prefix: of the weights that are taken; "model." takes the output layers too.
+
+    Returns:
+        One line on what was taken and what starts afresh.
+
+    Raises:
+        FileNotFoundError: there is no such folder or shipped model.
+        ValueError: a weight has another shape, or there is none with this prefix on one of the sides.
+    """
+    directory = _find(name)
+    found = {key: tensor for key, tensor in _read_weights(directory / WEIGHTS).items() if key.startswith(prefix)}
+    own = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(prefix)}
+    shared = found.keys() & own.keys()
+    if not shared:
+        sizes = f"{len(found)} weights {prefix}* there, {len(own)} in the model to train"
+        raise ValueError(f"init_from={name}: {sizes}, none in common")
+    for key in sorted(shared):
+        if found[key].shape != own[key].shape:
+            raise ValueError(
+                f"init_from={name}: {key} has shape {tuple(found[key].shape)} there and {tuple(own[key].shape)} in the model "
+                "to train; give both the same sizes"
+            )
+    module.load_state_dict({key: found[key].to(own[key].dtype) for key in shared}, strict=False)
+    left_out, fresh = len(found.keys() - shared), len(module.state_dict()) - len(shared)
+    return f"init_from {name}: took {len(shared)} weights {prefix}*, left out {left_out}; {fresh} others start afresh"
+
+
 def list_models() -> list[ModelInfo]:
     """The models that ship with the package, by name."""
     models = []
@@ -222,15 +255,18 @@ def _resolve(path: Any, where: str) -> Any:
     return target
 
 
-def _load_weights(path: Path, modules: nn.Module) -> None:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the pretrained folder is not complete")
     try:
-        state_dict = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): copy the folder again") from error
+
+
+def _load_weights(path: Path, modules: nn.Module) -> None:
     try:
-        modules.load_state_dict(state_dict)
+        modules.load_state_dict(_read_weights(path))
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from error
 

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import speechkit
-from speechkit.pretrained import ASSETS, instantiate, list_models, load, save_pretrained
+from speechkit.pretrained import ASSETS, init_from, instantiate, list_models, load, save_pretrained
 from speechkit.text.tokenizers import CharTokenizer
 
 CONFIG: dict[str, Any] = {
@@ -119,6 +119,33 @@ def test_edited_feature_settings_are_noticed(tmp_path: Path) -> None:
     directory = _save(tmp_path, {**CONFIG, "features_fingerprint": "0123456789ab"})
     with pytest.raises(ValueError, match="fingerprint"):
         load(directory)
+
+
+def _fresh(**encoder: Any) -> torch.nn.ModuleDict:
+    torch.manual_seed(1)
+    config = {**CONFIG["model"], "vocab_size": 7, "encoder": {**CONFIG["model"]["encoder"], **encoder}}
+    return torch.nn.ModuleDict({"model": instantiate(config, where="model")})
+
+
+def test_training_begins_with_the_encoder_of_another_model(tmp_path: Path) -> None:
+    given = load_file(_save(tmp_path) / "model.safetensors")
+    module = _fresh()
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    line = init_from(module, tmp_path)
+    for key, tensor in module.state_dict().items():
+        expected = given[key] if key.startswith("model.encoder.") else before[key]
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+    assert "2 others start afresh" in line, "weight and bias of the output layer"
+
+
+def test_weights_that_cannot_be_taken_are_explained(tmp_path: Path) -> None:
+    _save(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.encoder\..* has shape .* same sizes"):
+        init_from(_fresh(dim=48), tmp_path)
+    with pytest.raises(ValueError, match="none in common"):
+        init_from(_fresh(), tmp_path, prefix="model.decoder.")
+    with pytest.raises(ValueError, match=r"model\.head\..* has shape"):
+        init_from(_fresh(), tmp_path, prefix="model.")
 
 
 def test_unknown_name_lists_what_there_is() -> None:
