@@ -1,0 +1,240 @@
+"""Paraformer: encoder, predictor, integrate-and-fire, parallel decoder, and the losses that train them.
+
+Source: Gao et al. 2022, "Paraformer: Fast and Accurate Parallel Transformer for Non-autoregressive End-to-End Speech
+Recognition", sections 3.1 to 3.4.
+
+Shape legend: B batch, T frames, U tokens, D model, V vocab, F mel bins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechkit.kernels.cif import cif, count_tokens
+from speechkit.losses.ctc import ctc_branch_loss
+from speechkit.losses.glancing import glance
+from speechkit.losses.label_smoothing import check_smoothing, smoothed_cross_entropy
+from speechkit.losses.mwer import mwer_loss
+from speechkit.models.paraformer.layers import ParallelDecoder, Predictor
+from speechkit.nn.ctc_encoder import check_inter_layers, encode_with_ctc
+from speechkit.nn.dropout import Dropout
+from speechkit.nn.masks import valid_mask
+from speechkit.types import AsrBatch, LossOutput
+
+
+class Prediction(NamedTuple):
+    """What one pass makes of a batch.
+
+    Attributes:
+        log_probs_BUV: log-probabilities of all tokens, fp32, shape (B, U, V).
+        token_lens_B: tokens of each row, int64, shape (B,).
+        alphas_BT: weight of each encoder frame, zero in padding, fp32, shape (B, T).
+        frame_lens_B: valid encoder frames of each row, int64, shape (B,).
+    """
+
+    log_probs_BUV: Tensor
+    token_lens_B: Tensor
+    alphas_BT: Tensor
+    frame_lens_B: Tensor
+
+
+class ParaformerModel(nn.Module):
+    """Encoder, predictor of frame weights, and a decoder of all tokens at once.
+
+    Args:
+        encoder: maps (feats_BTF, feat_lens_B, tap=) to (x_BTD, x_lens_B), zero in padding; has `output_dim`,
+            `subsampling_factor`, and `layers` when `inter_layers` are asked for. See `speechkit.nn.conformer.ConformerEncoder`.
+        vocab_size: V, with the blank as id 0.
+        decoder_layers: layers of the decoder.
+        decoder_heads: its attention heads.
+        decoder_ff_dim: hidden width of its feed-forward layers.
+        predictor_kernel: frames under the convolution of the predictor; odd.
+        dropout: rate in training in predictor and decoder, and before the CTC head.
+        attention_dropout: rate on the decoder's attention weights in training.
+        ctc_weight: w in w CTC + (1 - w) (cross-entropy and MWER); 0 for no CTC head.
+        inter_layers: encoder layers, counted from 1, whose output is also trained with CTC through the same head.
+        inter_weight: share of the intermediate losses in CTC.
+        ce_weight: factor of the cross-entropy; small (0.01) when MWER leads.
+        quantity_weight: factor of the quantity loss, the absolute error of the predicted number of tokens.
+        glancing_ratio: share of the wrong tokens of the first pass that the second one is shown; 0 trains in one pass.
+        label_smoothing: of the cross-entropy.
+        mwer_weight: factor of the expected token errors; for fine-tuning a trained model. 0 for none.
+        mwer_candidates: candidates sampled per utterance, at least 2.
+        mwer_flip_ratio: share of the positions at which a candidate takes the runner-up.
+        max_scale: largest factor by which the weights are scaled to the number of target tokens.
+
+    Attributes:
+        num_views: augmented copies of the features that `loss` expects, 1.
+        subsampling_factor: input frames per encoder frame.
+
+    Raises:
+        ValueError: a weight is out of range, or an intermediate layer does not exist.
+    """
+
+    num_views = 1
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        vocab_size: int,
+        decoder_layers: int = 6,
+        decoder_heads: int = 4,
+        decoder_ff_dim: int = 2048,
+        predictor_kernel: int = 3,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        ctc_weight: float = 0.3,
+        inter_layers: Sequence[int] = (),
+        inter_weight: float = 0.5,
+        ce_weight: float = 1.0,
+        quantity_weight: float = 1.0,
+        glancing_ratio: float = 0.4,
+        label_smoothing: float = 0.1,
+        mwer_weight: float = 0.0,
+        mwer_candidates: int = 4,
+        mwer_flip_ratio: float = 0.1,
+        max_scale: float = 4.0,
+    ) -> None:
+        super().__init__()
+        for name, share in (("ctc_weight", ctc_weight), ("glancing_ratio", glancing_ratio), ("mwer_flip_ratio", mwer_flip_ratio)):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name}={share} must be in [0, 1]")
+        for name, weight in (("ce_weight", ce_weight), ("quantity_weight", quantity_weight), ("mwer_weight", mwer_weight)):
+            if weight < 0.0:
+                raise ValueError(f"{name}={weight} must not be negative; use 0 to leave the loss out")
+        if mwer_candidates < 2:
+            raise ValueError(f"mwer_candidates={mwer_candidates} must be at least 2, for errors are compared between candidates")
+        if inter_layers and not ctc_weight:
+            raise ValueError(f"inter_layers={list(inter_layers)} needs ctc_weight above 0")
+        check_inter_layers(encoder, inter_layers, inter_weight, self_condition=False)
+        check_smoothing(label_smoothing)
+        self.encoder = encoder
+        self.vocab_size = vocab_size
+        self.subsampling_factor: int = encoder.subsampling_factor  # type: ignore[assignment]
+        self.ctc_weight, self.inter_layers, self.inter_weight = ctc_weight, tuple(inter_layers), inter_weight
+        self.ce_weight, self.quantity_weight, self.label_smoothing = ce_weight, quantity_weight, label_smoothing
+        self.glancing_ratio, self.max_scale = glancing_ratio, max_scale
+        self.mwer_weight, self.mwer_candidates, self.mwer_flip_ratio = mwer_weight, mwer_candidates, mwer_flip_ratio
+        dim: int = encoder.output_dim  # type: ignore[assignment]
+        self.dropout = Dropout(dropout)
+        self.head = nn.Linear(dim, vocab_size) if ctc_weight else None
+        self.predictor = Predictor(dim=dim, kernel_size=predictor_kernel, dropout=dropout)
+        self.embedding = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.decoder = ParallelDecoder(
+            vocab_size=vocab_size,
+            dim=dim,
+            num_layers=decoder_layers,
+            num_heads=decoder_heads,
+            ff_dim=decoder_ff_dim,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+        )
+
+    def loss(self, feats_BTF: Tensor, feat_lens_B: Tensor, batch: AsrBatch) -> LossOutput:
+        """Training loss; every part is summed over the batch and divided by the number of target tokens.
+
+        In training the decoder is shown some targets (glancing); in evaluation none, so that the loss is a function of the
+        utterances.
+
+        Args:
+            feats_BTF: features, shape (B, T, F).
+            feat_lens_B: valid frames of each row, int64, shape (B,).
+            batch: B utterances, of which tokens and their lengths are used.
+
+        Returns:
+            loss; parts ce, accuracy (share of tokens that the decoder gets right, with what it was shown), quantity (tokens too
+            many or too few per target token), length_accuracy (share of utterances with the right number of tokens), and those
+            in use of ctc, inter_ctc, infeasible (utterances too short for CTC, which it leaves out), hits (share of tokens that
+            the first pass gets right), mwer; number of target tokens.
+        """
+        inter_logits: tuple[Tensor, ...] = ()
+        if self.head is None:
+            x_BTD, lens_B = self.encoder(feats_BTF, feat_lens_B)
+        else:
+            x_BTD, inter_logits, lens_B = encode_with_ctc(
+                self.encoder, feats_BTF, feat_lens_B, head=self.head, inter_layers=self.inter_layers, intermediate=True
+            )
+        token_lens_B = batch.token_lens_B
+        tokens_BU = batch.tokens_BU if batch.tokens_BU.shape[1] else F.pad(batch.tokens_BU, (0, 1))
+        valid_BU = valid_mask(token_lens_B, tokens_BU.shape[1])
+        num_targets = token_lens_B.sum()
+        alphas_BT = self.predictor(x_BTD, valid_mask(lens_B, x_BTD.shape[1]))
+        quantity_B = (alphas_BT.sum(1) - token_lens_B).abs()
+        quantity = quantity_B.sum() / num_targets.clamp(min=1)
+        right_B = count_tokens(alphas_BT) == token_lens_B
+        parts = {"quantity": quantity.detach(), "length_accuracy": right_B.float().mean()}
+        embeddings_BUD = self._target_embeddings(alphas_BT, x_BTD, lens_B, token_lens_B, tokens_BU.shape[1])
+        if self.training and self.glancing_ratio:
+            embeddings_BUD, parts["hits"] = self._glance(embeddings_BUD, tokens_BU, token_lens_B, x_BTD, lens_B)
+        logits_BUV = self.decoder(embeddings_BUD, token_lens_B, x_BTD, lens_B)
+        ce = smoothed_cross_entropy(logits_BUV, tokens_BU, valid_BU, smoothing=self.label_smoothing)
+        parts |= {"ce": ce.loss.detach(), "accuracy": ce.accuracy}
+        loss = self.ce_weight * ce.loss
+        if self.mwer_weight:
+            mwer = self._mwer(logits_BUV, tokens_BU, token_lens_B)
+            parts["mwer"] = mwer.detach()
+            loss = loss + self.mwer_weight * mwer
+        if self.head is not None:
+            logits_BTV = self.head(self.dropout(x_BTD))
+            ctc = ctc_branch_loss(logits_BTV, inter_logits, lens_B, tokens_BU, token_lens_B, inter_weight=self.inter_weight)
+            parts |= ctc.parts
+            loss = self.ctc_weight * ctc.loss + (1.0 - self.ctc_weight) * loss
+        return LossOutput(loss=loss + self.quantity_weight * quantity, parts=parts, num_targets=num_targets)
+
+    def predict(self, feats_BTF: Tensor, feat_lens_B: Tensor) -> Prediction:
+        """Labels all tokens in one pass.
+
+        Args:
+            feats_BTF: features, shape (B, T, F).
+            feat_lens_B: valid frames of each row, int64, shape (B,).
+        """
+        x_BTD, lens_B = self.encoder(feats_BTF, feat_lens_B)
+        alphas_BT = self.predictor(x_BTD, valid_mask(lens_B, x_BTD.shape[1]))
+        token_lens_B = count_tokens(alphas_BT)
+        num_tokens = max(int(token_lens_B.max()), 1)
+        embeddings_BUD = cif(alphas_BT, x_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=num_tokens).embeddings_BUD
+        logits_BUV = self.decoder(embeddings_BUD, token_lens_B, x_BTD, lens_B)
+        return Prediction(F.log_softmax(logits_BUV.float(), dim=-1), token_lens_B, alphas_BT, lens_B)
+
+    def output_lengths(self, lens_B: Tensor) -> Tensor:
+        """Encoder frames for so many input frames."""
+        return self.encoder.output_lengths(lens_B)  # type: ignore[operator]
+
+    def _target_embeddings(
+        self, alphas_BT: Tensor, x_BTD: Tensor, lens_B: Tensor, token_lens_B: Tensor, max_tokens: int
+    ) -> Tensor:
+        """As many embeddings as there are targets: the weights of each row are scaled to sum to their number."""
+        sums_B = alphas_BT.sum(1)
+        scale_B = (token_lens_B / sums_B.clamp(min=torch.finfo(sums_B.dtype).tiny)).clamp(max=self.max_scale)
+        scaled_BT = alphas_BT * scale_B[:, None]
+        return cif(scaled_BT, x_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=max_tokens).embeddings_BUD
+
+    def _glance(
+        self, embeddings_BUD: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, x_BTD: Tensor, lens_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings with some targets in their place, and the share of tokens that a first pass without them gets right."""
+        with torch.no_grad():
+            first_BU = self.decoder(embeddings_BUD, token_lens_B, x_BTD, lens_B).argmax(dim=2)
+        shown_BU = glance(first_BU, tokens_BU, token_lens_B, ratio=self.glancing_ratio)
+        targets_BUD = self.embedding(tokens_BU) * math.sqrt(self.embedding.embedding_dim)
+        hits = ((first_BU == tokens_BU) & valid_mask(token_lens_B, tokens_BU.shape[1])).sum() / token_lens_B.sum().clamp(min=1)
+        return torch.where(shown_BU[..., None], targets_BUD.to(embeddings_BUD.dtype), embeddings_BUD), hits
+
+    def _mwer(self, logits_BUV: Tensor, tokens_BU: Tensor, token_lens_B: Tensor) -> Tensor:
+        """Expected token errors per target token, less the mean of the candidates."""
+        mwer_B = mwer_loss(
+            logits_BUV,
+            tokens_BU,
+            token_lens_B,
+            num_candidates=self.mwer_candidates,
+            flip_ratio=self.mwer_flip_ratio,
+        )
+        return mwer_B.sum() / token_lens_B.sum().clamp(min=1)
