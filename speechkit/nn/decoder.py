@@ -251,7 +251,7 @@ class TransformerDecoder(nn.Module):
             source_lens_B: valid frames of each row, int64, shape (B,).
         """
         mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
-        pairs = [layer.cross_attention.keys_values(source_BTD) for layer in self.layers]
+        pairs = [layer.cross_attention.keys_values(source_BTD) for layer in self.layers]  # type: ignore[union-attr, operator]
         return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
 
     def forward(self, tokens_BU: Tensor, source: Source) -> Tensor:
@@ -301,7 +301,7 @@ class TransformerDecoder(nn.Module):
         seen_BJL = torch.arange(held, device=tokens_BJ.device) <= positions_BJ[..., None]
         x_BJD = self._embed(tokens_BJ, positions_BJ)
         for i, layer in enumerate(self.layers):
-            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], source, attention)
+            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], source, attention)  # type: ignore[operator]
         cache.lens_B = cache.lens_B + num_new
         return self.head(self.norm(x_BJD))
 
