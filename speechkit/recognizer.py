@@ -8,7 +8,8 @@ How a recording travels::
           -> windows of a region stitched frame by frame -> one search per region -> texts joined in order
 
 Stitching frame labels and collapsing once is the scheme of OWSM-CTC (Peng et al., 2024, section 3.5): no text has to be
-merged at window borders. Recordings that fit into one window are decoded whole, exactly as `speechkit decode` does; the
+merged at window borders. Families whose decoder writes freely transcribe each window, and the words of windows are
+stitched by their times. Recordings that fit into one window are decoded whole, exactly as `speechkit decode` does; the
 voice-activity gate only decides whether there is speech in them at all.
 
 Shape legend: N samples, T feature frames, F mel bins, V vocabulary.
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from speechkit.audio.io import AudioError, iter_audio, resample
 from speechkit.audio.vad import energy_vad
-from speechkit.search.longform import Window, plan_windows, stitch
+from speechkit.search.longform import Window, plan_windows, stitch, trim_to_seams
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import Hypothesis, Seconds, Word
 
@@ -53,6 +54,7 @@ class _Window(NamedTuple):
     region: int
     place: Window
     feats_TF: Tensor
+    is_part: bool  # whether the region has more windows
 
 
 class Recognizer:
@@ -92,7 +94,7 @@ class Recognizer:
         self.window_seconds = window_seconds
         self.context_seconds = min(2.0, window_seconds / 6)
         # Families that label frames put `decode_log_probs` beside `infer`: windows can then be stitched exactly.
-        self._decode_log_probs = sys.modules[infer.__module__].decode_log_probs
+        self._decode_log_probs = getattr(sys.modules[infer.__module__], "decode_log_probs", None)
 
     @property
     def sample_rate(self) -> int:
@@ -173,7 +175,8 @@ class Recognizer:
             raise ValueError(
                 f"language={language!r} is not known to {self.name or 'this model'}: it speaks {', '.join(self.languages)}"
             )
-        options = dataclasses.replace(self.options, timestamps=timestamps)
+        chosen = {} if language is None or not hasattr(self.options, "language") else {"language": language}
+        options = dataclasses.replace(self.options, timestamps=timestamps, **chosen)
         job = _Job(self, options, batch_size)
         for index, item in enumerate(audio):
             try:
@@ -239,23 +242,35 @@ class Recognizer:
         )
 
     @torch.inference_mode()
-    def _log_probs(self, windows: Sequence[_Window]) -> list[Tensor]:
-        """Frame log-probabilities (T', V) of each window, computed in one padded batch."""
+    def _outputs(self, windows: Sequence[_Window], options: Any) -> list[Any]:
+        """What is stitched later, of each window: frame log-probabilities (T', V), or a hypothesis with the times of words."""
         lens_B = torch.tensor([window.feats_TF.shape[0] for window in windows], device=self.device)
         feats_BTF = nn.utils.rnn.pad_sequence([window.feats_TF for window in windows], batch_first=True)
-        log_probs_BTV, out_lens_B = self.model.frame_log_probs(feats_BTF, lens_B)
-        return [row_TV[:length] for row_TV, length in zip(log_probs_BTV, out_lens_B.tolist())]
+        if self._decode_log_probs is not None:
+            log_probs_BTV, out_lens_B = self.model.frame_log_probs(feats_BTF, lens_B)
+            return [row_TV[:length] for row_TV, length in zip(log_probs_BTV, out_lens_B.tolist())]
+        if any(window.is_part for window in windows):
+            options = dataclasses.replace(options, timestamps="word")
+        shift = float(self.features.frame_shift)
+        return self.infer(self.model, feats_BTF, lens_B, tokenizer=self.tokenizer, options=options, frame_shift=shift)
 
-    def _decode(self, log_probs: Sequence[Tensor], options: Any) -> list[Hypothesis]:
-        """Search over the stitched log-probabilities of several regions."""
-        lens_B = torch.tensor([row_TV.shape[0] for row_TV in log_probs], device=self.device)
-        return self._decode_log_probs(
-            nn.utils.rnn.pad_sequence(list(log_probs), batch_first=True),
-            lens_B,
-            tokenizer=self.tokenizer,
-            options=options,
-            frame_shift=float(self.features.frame_shift) * int(self.model.subsampling_factor),
-        )
+    def _stitch(self, outputs: Sequence[Sequence[Any]], places: Sequence[Sequence[Window]], options: Any) -> list[Hypothesis]:
+        """Hypotheses of several regions from what was made of their windows."""
+        shift = float(self.features.frame_shift) * int(self.model.subsampling_factor)
+        if self._decode_log_probs is not None:
+            log_probs = [stitch(own, windows) for own, windows in zip(outputs, places)]
+            lens_B = torch.tensor([row_TV.shape[0] for row_TV in log_probs], device=self.device)
+            log_probs_BTV = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)
+            return self._decode_log_probs(
+                log_probs_BTV, lens_B, tokenizer=self.tokenizer, options=options, frame_shift=shift
+            )
+        joined = []
+        for own, windows in zip(outputs, places):
+            parts = [(0.0, own[0])]
+            if len(own) > 1:
+                parts = trim_to_seams(own, windows, tokenizer=self.tokenizer, frame_shift=shift)
+            joined.append(_without_times(join_hypotheses(parts, audio_s=0.0), options.timestamps))
+        return joined
 
 
 class _Job:
@@ -271,7 +286,7 @@ class _Job:
         self._waiting: list[_Window] = []
         self._regions: list[Region] = []
         self._places: dict[int, list[Window]] = {}
-        self._parts: dict[int, dict[Window, Tensor]] = defaultdict(dict)
+        self._parts: dict[int, dict[Window, Any]] = defaultdict(dict)
         self._texts: dict[int, list[tuple[Seconds, Hypothesis]]] = defaultdict(list)
         self._open: dict[int, int] = defaultdict(int)  # regions of a recording that are not decoded yet
         self._closed: set[int] = set()
@@ -282,9 +297,9 @@ class _Job:
         number = len(self._regions)
         feats_TF = self.recognizer._encode(region)
         self._regions.append(Region(region.recording, region.start, np.zeros(0, dtype=np.float32)))
-        self._places[number] = self.recognizer._windows(feats_TF)
+        places = self._places[number] = self.recognizer._windows(feats_TF)
         self._open[region.recording] += 1
-        self._waiting += [_Window(number, place, feats_TF[place.start : place.end]) for place in self._places[number]]
+        self._waiting += [_Window(number, place, feats_TF[place.start : place.end], len(places) > 1) for place in places]
         if len(self._waiting) >= self.LOOK_AHEAD * self.batch_size:
             yield from self._run()
 
@@ -305,8 +320,8 @@ class _Job:
         self._waiting.sort(key=lambda window: (-window.feats_TF.shape[0], window.region))
         while self._waiting:
             batch, self._waiting = self._waiting[: self.batch_size], self._waiting[self.batch_size :]
-            for window, log_probs_TV in zip(batch, self.recognizer._log_probs(batch)):
-                self._parts[window.region][window.place] = log_probs_TV
+            for window, output in zip(batch, self.recognizer._outputs(batch, self.options)):
+                self._parts[window.region][window.place] = output
             ready = [number for number in dict.fromkeys(window.region for window in batch) if self._is_complete(number)]
             if ready:
                 self._decode_regions(ready)
@@ -316,12 +331,9 @@ class _Job:
         return len(self._parts[number]) == len(self._places[number])
 
     def _decode_regions(self, numbers: Sequence[int]) -> None:
-        stitched = []
-        for number in numbers:
-            parts = self._parts.pop(number)
-            places = self._places.pop(number)
-            stitched.append(stitch([parts[place] for place in places], places))
-        for number, hypothesis in zip(numbers, self.recognizer._decode(stitched, self.options)):
+        places = [self._places.pop(number) for number in numbers]
+        outputs = [[parts[place] for place in own] for own, parts in zip(places, map(self._parts.pop, numbers))]
+        for number, hypothesis in zip(numbers, self.recognizer._stitch(outputs, places, self.options)):
             region = self._regions[number]
             self._texts[region.recording].append((region.start, hypothesis))
             self._open[region.recording] -= 1
@@ -353,6 +365,12 @@ def join_hypotheses(parts: Sequence[tuple[Seconds, Hypothesis]], *, audio_s: Sec
         confidence=confidence,
         audio_s=audio_s,
     )
+
+
+def _without_times(hypothesis: Hypothesis, timestamps: str | None) -> Hypothesis:
+    """Leaves out times that were only needed to stitch."""
+    words = hypothesis.words if timestamps == "word" else ()
+    return dataclasses.replace(hypothesis, words=words, token_times=hypothesis.token_times if timestamps else ())
 
 
 def _shift(word: Word, offset: Seconds) -> Word:

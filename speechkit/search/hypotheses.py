@@ -13,6 +13,7 @@ from torch import Tensor
 
 from speechkit.search.ctc_align import ctc_align
 from speechkit.search.ctc_greedy import CtcPath
+from speechkit.search.ctc_prefix_beam import BeamResult
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import Hypothesis, Seconds, Word
 
@@ -49,6 +50,23 @@ def align_to_frames(
         None if found is None else CtcPath(tuple(ids), found.start_frames, found.end_frames, found.confidences, score)
         for ids, score, found in zip(tokens, scores, alignments)
     ]
+
+
+def best_paths(nbest: Sequence[Sequence[BeamResult]], log_probs_BTV: Tensor, lens_B: Tensor, *, blank: int = 0) -> list[CtcPath]:
+    """The first result of each row laid onto its frames; an empty path of score -inf where there is none.
+
+    Args:
+        nbest: what `ctc_prefix_beam` found on these frames.
+        log_probs_BTV: frame log-probabilities, shape (B, T, V).
+        lens_B: valid frames of each row, int64, shape (B,).
+        blank: id of the blank token.
+    """
+    impossible = BeamResult(tokens=(), start_frames=(), score=float("-inf"), am_score=float("-inf"))
+    best = [results[0] if results else impossible for results in nbest]
+    paths = align_to_frames([r.tokens for r in best], [r.score for r in best], log_probs_BTV, lens_B, blank=blank)
+    for result, path in zip(best, paths):
+        assert path is not None or not result.tokens, f"the search found {result.tokens}, which no path spells"
+    return [CtcPath((), (), (), (), result.score) if path is None else path for result, path in zip(best, paths)]
 
 
 def to_hypothesis(path: CtcPath, tokenizer: Tokenizer, timestamps: Timestamps | None, frame_shift: Seconds) -> Hypothesis:

@@ -1,20 +1,29 @@
-"""Long recordings in windows: where to cut, and how to join what the encoder made of each.
+"""Long recordings in windows: where to cut, and how to join what was made of each.
 
 Neighbouring windows overlap by twice the context. Of each window's output frames the middle is kept, so that every
 frame kept has seen its context, and the kept frames tile the recording. Frames are joined before decoding: repeats
 and blanks then collapse once over the whole recording and no text has to be merged (Peng et al. 2024, "OWSM-CTC",
-section 3.4).
+section 3.4). What a decoder writes freely cannot be joined so; there the words of neighbouring windows are, by their times.
 Shape legend: T frames, V vocab.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from speechkit.types import Hypothesis, Seconds, Word
+
+if TYPE_CHECKING:
+    from speechkit.text.tokenizers import Tokenizer
+
+SEAM_SLACK: Seconds = 0.3  # by which the times of a word may differ between two windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +114,66 @@ def stitch(outputs: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
             )
         pieces.append(output[begin:end])
     return torch.cat(pieces)
+
+
+def stitch_words(parts: Sequence[Sequence[Word]], seams: Sequence[Seconds], *, slack: Seconds = SEAM_SLACK) -> list[slice]:
+    """Choose from overlapping windows the words that make the recording, each once.
+
+    A word belongs to the window that the middle of the word falls into. Where a seam goes through a word, and where two
+    windows do not quite agree on its times, it is the earlier window's, and the later one goes on after it.
+
+    Args:
+        parts: words of each window, with times in the recording.
+        seams: where each window but the last ends to count, in seconds.
+        slack: by how much the times of a word may differ between two windows.
+
+    Returns:
+        The range of words to keep from each window.
+    """
+    kept = []
+    begin: Seconds = float("-inf")
+    for words, seam in zip(parts, [*seams, float("inf")], strict=True):
+        middles = [(word.start + word.end) / 2 for word in words]
+        first = next((i for i, middle in enumerate(middles) if middle >= begin), len(words))
+        last = max(first, next((i for i, middle in enumerate(middles) if middle >= seam), len(words)))
+        kept.append(slice(first, last))
+        begin = max(seam - slack, words[last - 1].end) if last > first else max(seam - slack, begin)
+    return kept
+
+
+def trim_to_seams(
+    hypotheses: Sequence[Hypothesis], windows: Sequence[Window], *, tokenizer: Tokenizer, frame_shift: Seconds
+) -> list[tuple[Seconds, Hypothesis]]:
+    """Cut the transcripts of overlapping windows down to the words that are each window's own.
+
+    Args:
+        hypotheses: transcript of each window with the times of its words and tokens.
+        windows: the plan that they were made by.
+        tokenizer: turns ids into text.
+        frame_shift: seconds between output frames.
+
+    Returns:
+        For each window its beginning in seconds and what is left of its transcript; scores stay those of whole windows.
+    """
+    starts = [window.first_frame * frame_shift for window in windows]
+    parts = [
+        [dataclasses.replace(word, start=start + word.start, end=start + word.end) for word in hypothesis.words]
+        for start, hypothesis in zip(starts, hypotheses, strict=True)
+    ]
+    seams = [window.keep_end * frame_shift for window in windows if window.keep_end is not None]
+    trimmed = []
+    for start, hypothesis, own in zip(starts, hypotheses, stitch_words(parts, seams), strict=True):
+        spans = [span for _, span in tokenizer.split_words(hypothesis.tokens)][own]
+        span = slice(spans[0].start, spans[-1].stop) if spans else slice(0, 0)
+        token_times = hypothesis.token_times[span]
+        sure = [token.confidence for token in token_times]
+        rest = dataclasses.replace(
+            hypothesis,
+            text=tokenizer.decode(hypothesis.tokens[span]),
+            tokens=hypothesis.tokens[span],
+            words=hypothesis.words[own],
+            token_times=token_times,
+            confidence=sum(sure) / len(sure) if sure else 1.0,
+        )
+        trimmed.append((start, rest))
+    return trimmed

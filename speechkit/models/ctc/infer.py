@@ -14,9 +14,9 @@ from torch import Tensor
 
 from speechkit.models.ctc.model import BLANK, CtcModel
 from speechkit.search.ctc_greedy import CtcPath, ctc_greedy
-from speechkit.search.ctc_prefix_beam import BeamResult, ctc_prefix_beam
+from speechkit.search.ctc_prefix_beam import ctc_prefix_beam
 from speechkit.search.fusion import LmUnit, build_scorer, check_fusion
-from speechkit.search.hypotheses import Timestamps, align_to_frames, check_timestamps, to_hypothesis
+from speechkit.search.hypotheses import Timestamps, best_paths, check_timestamps, to_hypothesis
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import Hypothesis, Seconds
 
@@ -142,9 +142,4 @@ def _beam_paths(log_probs_BTV: Tensor, lens_B: Tensor, tokenizer: Tokenizer, opt
         token_min_logp=options.token_min_logp,
         blank_skip=options.blank_skip,
     )
-    impossible = BeamResult(tokens=(), start_frames=(), score=float("-inf"), am_score=float("-inf"))
-    best = [results[0] if results else impossible for results in nbest]
-    paths = align_to_frames([r.tokens for r in best], [r.score for r in best], log_probs_BTV, lens_B, blank=BLANK)
-    for result, path in zip(best, paths):
-        assert path is not None or not result.tokens, f"the search found {result.tokens}, which no path spells"
-    return [CtcPath((), (), (), (), result.score) if path is None else path for result, path in zip(best, paths)]
+    return best_paths(nbest, log_probs_BTV, lens_B, blank=BLANK)
