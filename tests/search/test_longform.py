@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechkit.search.longform import plan_windows, stitch
+from speechkit.search.longform import plan_windows, stitch, stitch_words, trim_to_seams
+from speechkit.text.tokenizers import CharTokenizer
+from speechkit.types import Hypothesis, Word
 
 
 @given(
@@ -70,3 +75,54 @@ def test_wrong_arguments_are_named() -> None:
         stitch([torch.zeros(8, 2)], windows)
     with pytest.raises(ValueError, match="0 entries"):
         stitch([], [])
+
+
+@given(
+    words=st.lists(st.tuples(st.floats(0.0, 1.5), st.floats(0.12, 0.8)), max_size=30),
+    seed=st.integers(0, 10**6),
+)
+def test_every_word_is_kept_once(words: list[tuple[float, float]], seed: int) -> None:
+    """Windows of 6 s, 2 s apart from their seams, that agree on the words up to a few hundredths of a second."""
+    rng = np.random.default_rng(seed)
+    clock, spoken = 0.0, []
+    for pause, length in words:
+        spoken.append((clock + pause, clock + pause + length))
+        clock += pause + length
+    seams = [4.0 + 2.0 * i for i in range(max(0, int(clock // 2) - 1))]
+    edges = [-np.inf, *seams, np.inf]
+    parts, numbers = [], []
+    for begin, end in itertools.pairwise(edges):
+        heard = [i for i, (start, stop) in enumerate(spoken) if start >= begin - 2.0 and stop <= end + 2.0]
+        jitter = rng.uniform(-0.04, 0.04, size=(len(heard), 2))
+        parts.append([Word(str(i), spoken[i][0] + a, spoken[i][1] + b, 1.0) for i, (a, b) in zip(heard, jitter)])
+        numbers.append(heard)
+    kept = [i for own, span in zip(numbers, stitch_words(parts, seams)) for i in own[span]]
+    assert kept == list(range(len(spoken)))
+
+
+def test_a_word_on_the_seam_is_the_earlier_windows() -> None:
+    parts = [[Word("a", 1.0, 1.4, 1.0), Word("b", 3.7, 4.2, 1.0)], [Word("b", 3.9, 4.3, 1.0), Word("c", 4.4, 4.9, 1.0)]]
+    assert stitch_words(parts, [4.0]) == [slice(0, 2), slice(1, 2)]
+    assert stitch_words([[], []], [4.0]) == [slice(0, 0), slice(0, 0)]
+
+
+def test_transcripts_are_cut_to_their_own_words() -> None:
+    tokenizer = CharTokenizer.train(["ab c"])
+    windows = plan_windows(100, window=60, context=10)
+    assert [window.first_frame for window in windows] == [0, 40]
+
+    def transcript(*words: tuple[str, float]) -> Hypothesis:
+        text = " ".join(word for word, _ in words)
+        tokens = tuple(tokenizer.encode(text))
+        owners = [(word, at + 0.01 * i) for word, at in words for i in range(len(word) + 1)][:-1]
+        times = tuple(Word(word, at, at + 0.01, 0.5) for word, at in owners)
+        return Hypothesis(text, tokens, -1.0, tuple(Word(word, at, at + 0.02, 0.5) for word, at in words), times)
+
+    first, second = transcript(("ab", 0.1), ("c", 0.3), ("b", 0.55)), transcript(("b", 0.15), ("ab", 0.3), ("c", 0.5))
+    (start_a, a), (start_b, b) = trim_to_seams([first, second], windows, tokenizer=tokenizer, frame_shift=0.01)
+    assert (start_a, start_b) == (0.0, pytest.approx(0.4))
+    assert (a.text, b.text) == ("ab c", "b ab c")
+    assert (a.tokens, b.tokens) == (tuple(tokenizer.encode("ab c")), tuple(tokenizer.encode("b ab c")))
+    assert [word.text for word in (*a.words, *b.words)] == ["ab", "c", "b", "ab", "c"]
+    assert (len(a.token_times), len(b.token_times)) == (4, 6)
+    assert (a.confidence, b.confidence) == (0.5, 0.5)

@@ -1,0 +1,220 @@
+"""Transcripts of every decoding mode: independence of the batch, times, languages, language models, long recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from speechkit.audio.features import LogMel
+from speechkit.models.aed.infer import AedDecodeOptions, infer
+from speechkit.models.aed.model import AedModel
+from speechkit.nn.conformer import ConformerEncoder
+from speechkit.recognizer import Recognizer
+from speechkit.search.ctc_greedy import ctc_greedy
+from speechkit.search.lm import estimate_arpa
+from speechkit.text.tokenizers import CharTokenizer
+
+TOKENIZER = CharTokenizer.train(["ab ba cab"], tags=["en", "zh"])
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beam": {"method": "beam", "beam_size": 3},
+    "joint": {"method": "beam", "beam_size": 3, "ctc_weight": 0.4, "length_bonus": 0.2, "coverage_bonus": 0.1},
+    "rescore": {"method": "rescore", "beam_size": 4, "ctc_weight": 0.5},
+    "ctc": {"method": "ctc", "beam_size": 1},
+    "ctc_beam": {"method": "ctc", "beam_size": 4},
+}
+
+
+def build(seed: int = 0, input_dim: int = 12, **settings: Any) -> AedModel:
+    torch.manual_seed(seed)
+    encoder = ConformerEncoder(input_dim=input_dim, dim=16, num_layers=2, num_heads=2, ff_dim=32, kernel_size=5)
+    sizes = {"decoder_layers": 2, "decoder_heads": 2, "decoder_ff_dim": 32}
+    model = AedModel(encoder=encoder, vocab_size=TOKENIZER.vocab_size, **{**sizes, **settings}).eval()
+    for head in (model.head, model.decoder.head):
+        if head is not None:
+            head.requires_grad_(False).weight.mul_(6)  # far from ties
+    return model
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_transcripts_do_not_depend_on_the_batch(mode: str) -> None:
+    model = build()
+    feats, lens = torch.randn(5, 120, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([120, 3, 77, 0, 118])
+    options = AedDecodeOptions(timestamps="token", max_tokens_per_second=15.0, **MODES[mode])
+
+    def run(rows: list[int]) -> list[tuple[Any, ...]]:
+        longest = max(1, int(lens[rows].max()))
+        hyps = infer(model, feats[rows, :longest], lens[rows], tokenizer=TOKENIZER, options=options, frame_shift=0.01)
+        assert all(len(hyp.token_times) == len(hyp.tokens) for hyp in hyps)
+        assert all(0.0 <= time.confidence <= 1.0 for hyp in hyps for time in hyp.token_times)
+        return [(hyp.text, hyp.tokens, [(t.start, t.end) for t in hyp.token_times]) for hyp in hyps]
+
+    together = run([0, 1, 2, 3, 4])
+    assert any(tokens for _, tokens, _ in together)
+    assert together[3] == ("", (), [])
+    for row in range(5):
+        assert run([row]) == [together[row]]
+    assert run([4, 2]) == [together[4], together[2]]
+    assert all(start <= end <= 1.2 for _, _, times in together for start, end in times)
+
+
+def test_ctc_alone_is_the_ctc_head() -> None:
+    model, feats, lens = build(), torch.randn(2, 90, 12), torch.tensor([90, 41])
+    options = AedDecodeOptions(method="ctc", beam_size=1)
+    hyps = infer(model, feats, lens, tokenizer=TOKENIZER, options=options)
+    with torch.no_grad():
+        x, out_lens = model.encode(feats, lens)
+        paths = ctc_greedy(model.ctc_log_probs(x), out_lens)
+    assert [hyp.tokens for hyp in hyps] == [path.tokens for path in paths]
+
+
+def test_words_have_times_and_the_confidence_of_the_decoder() -> None:
+    model, feats, lens = build(2), torch.randn(3, 120, 12), torch.tensor([120, 80, 100])
+    options = AedDecodeOptions(timestamps="word", max_tokens_per_second=10.0)
+    for hyp in infer(model, feats, lens, tokenizer=TOKENIZER, options=options):
+        assert [word.text for word in hyp.words] == [text for text, _ in TOKENIZER.split_words(hyp.tokens)]
+        starts = [time.start for time in hyp.token_times]
+        assert starts == sorted(starts)
+        if hyp.tokens:
+            assert hyp.confidence == pytest.approx(np.mean([time.confidence for time in hyp.token_times]))
+    plain = infer(model, feats, lens, tokenizer=TOKENIZER, options=dataclasses.replace(options, timestamps=None))
+    timed = infer(model, feats, lens, tokenizer=TOKENIZER, options=options)
+    assert [hyp.text for hyp in plain] == [hyp.text for hyp in timed]
+    assert [hyp.confidence for hyp in plain] == pytest.approx([hyp.confidence for hyp in timed])
+    assert all(not hyp.words and not hyp.token_times for hyp in plain)
+
+
+def test_transcripts_longer_than_their_frames_get_even_times() -> None:
+    model = build()
+    with torch.no_grad():
+        model.decoder.head.bias[3] = -100.0  # it never ends
+    options = AedDecodeOptions(timestamps="token", max_tokens_per_second=100.0, max_repeats=None)
+    with pytest.warns(UserWarning, match="too many tokens to be aligned"):
+        [hyp] = infer(model, torch.randn(1, 40, 12), torch.tensor([40]), tokenizer=TOKENIZER, options=options)
+    assert len(hyp.tokens) == 40
+    assert hyp.token_times[-1].end == pytest.approx(0.4)
+
+
+def test_no_tag_is_ever_said_and_loops_are_cut() -> None:
+    model = build()
+    with torch.no_grad():
+        model.decoder.head.bias[[0, 2, 4, 5]] = 100.0
+        model.decoder.head.bias[7] = 50.0
+        model.decoder.head.bias[3] = -100.0
+    options = AedDecodeOptions(max_tokens_per_second=40.0, max_repeats=2)
+    [hyp] = infer(model, torch.randn(1, 60, 12), torch.tensor([60]), tokenizer=TOKENIZER, options=options)
+    assert set(hyp.tokens).isdisjoint({0, 2, 3, 4, 5})
+    assert len(hyp.tokens) == 24
+    assert all(hyp.tokens[i : i + 3] != (7, 7, 7) for i in range(22))
+
+
+def test_languages() -> None:
+    model = build(language_tokens={"en": TOKENIZER.tag_id("en"), "zh": TOKENIZER.tag_id("zh")})
+    feats, lens = torch.randn(2, 100, 12), torch.tensor([100, 90])
+
+    def run(language: str | None) -> list[Any]:
+        options = AedDecodeOptions(language=language, max_tokens_per_second=10.0)
+        return infer(model, feats, lens, tokenizer=TOKENIZER, options=options)
+
+    english, chinese = run("en"), run("zh")
+    assert [hyp.language for hyp in english] == ["en", "en"]
+    assert [hyp.tokens for hyp in english] != [hyp.tokens for hyp in chinese]
+    with pytest.warns(UserWarning, match="no language given to a model of en, zh: taking 'en'"):
+        assert run(None) == english
+    with pytest.raises(ValueError, match="language 'fr' has no token"):
+        run("fr")
+
+
+@pytest.mark.parametrize("mode", ["beam", "joint", "rescore", "ctc_beam"])
+def test_language_models_and_hotwords_steer(mode: str, tmp_path: Path) -> None:
+    model, feats, lens = build(4), torch.randn(2, 120, 12), torch.tensor([120, 60])
+    path = tmp_path / "words.arpa"
+    estimate_arpa(["ab ba", "cab ab"], order=2).save(path)
+
+    def run(**settings: Any) -> list[Any]:
+        options = AedDecodeOptions(max_tokens_per_second=10.0, **{**MODES[mode], **settings})
+        return infer(model, feats, lens, tokenizer=TOKENIZER, options=options)
+
+    plain = run()
+    assert [hyp.score for hyp in run(lm=str(path), lm_weight=0.0)] == pytest.approx([hyp.score for hyp in plain], abs=1e-4)
+    assert [hyp.score for hyp in run(lm=str(path), lm_weight=1.0)] != pytest.approx([hyp.score for hyp in plain], abs=1e-4)
+    if MODES[mode]["method"] == "beam":
+        assert "cab" not in plain[0].text.split()
+        assert "cab" in run(hotwords={"cab": 20.0}, beam_size=8, end_margin=20.0)[0].text.split()
+
+
+def test_without_a_ctc_head() -> None:
+    model, feats, lens = build(ctc_weight=0.0), torch.randn(1, 80, 12), torch.tensor([80])
+    assert infer(model, feats, lens, tokenizer=TOKENIZER)[0].error == ""
+    for settings in ({"timestamps": "word"}, {"method": "ctc"}, {"method": "rescore"}, {"method": "beam", "ctc_weight": 0.3}):
+        with pytest.raises(ValueError, match="no CTC head"):
+            infer(model, feats, lens, tokenizer=TOKENIZER, options=AedDecodeOptions(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "viterbi"}, "method='viterbi' is unknown"),
+        ({"timestamps": "char"}, "timestamps='char' is unknown"),
+        ({"lm": "x.arpa"}, "lm and hotwords need a beam; method=greedy"),
+        ({"method": "ctc", "beam_size": 1, "hotwords": ["a"]}, "lm and hotwords need a beam; method=ctc"),
+        ({"method": "beam", "hotwords": "abc"}, "hotwords='abc' is one string"),
+        ({"method": "beam", "word_bonus": 1.0}, "word_bonus=1.0 needs lm"),
+        ({"max_tokens_per_second": 0.0}, "max_tokens_per_second=0.0"),
+        ({"max_repeats": 0}, "max_repeats=0"),
+        ({"ctc_weight": 2.0}, "ctc_weight=2.0"),
+        ({"beam_size": 0}, "beam_size=0"),
+    ],
+)
+def test_impossible_options_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AedDecodeOptions(**settings)
+
+
+def recognizer(**settings: Any) -> Recognizer:
+    options = AedDecodeOptions(max_tokens_per_second=6.0)
+    features = LogMel(num_mels=20)
+    model = build(5, input_dim=20)
+    return Recognizer(features=features, model=model, tokenizer=TOKENIZER, infer=infer, options=options, **settings)
+
+
+def _speechlike(seconds: float) -> np.ndarray:
+    """A buzz that goes up and down without a pause."""
+    time = np.arange(int(seconds * 16000)) / 16000
+    wave = sum(np.sin(2 * np.pi * 130 * k * time + 5 * np.sin(2 * np.pi * 0.7 * k * time)) / k for k in range(1, 12))
+    return (0.1 * wave * (1.2 + np.sin(2 * np.pi * 2.3 * time))).astype(np.float32)
+
+
+def test_long_recordings_are_stitched_from_the_words_of_windows() -> None:
+    long, short = _speechlike(11.0), _speechlike(2.0)
+    parts = recognizer(window_seconds=3.0)
+    timed, alone = parts.transcribe([long, short], timestamps="word", batch_size=3)
+    assert timed.audio_s == pytest.approx(11.0)
+    assert len(timed.words) > 3
+    starts = [word.start for word in timed.words]
+    assert starts == sorted(starts)
+    assert timed.words[-1].end > 6.0
+    assert timed.text == " ".join(word.text for word in timed.words)
+    for batch_size in (1, 8):
+        plain = parts.transcribe([long, short], batch_size=batch_size)
+        assert [hyp.text for hyp in plain] == [timed.text, alone.text]
+        assert not plain[0].words
+        assert not plain[0].token_times
+    token_times = parts.transcribe(long, timestamps="token")[0]
+    assert (token_times.words, len(token_times.token_times)) == ((), len(timed.tokens))
+    assert recognizer(window_seconds=30.0).transcribe(short)[0].text == alone.text
+
+
+def test_the_language_goes_to_the_model() -> None:
+    model = build(5, input_dim=20, language_tokens={"en": TOKENIZER.tag_id("en"), "zh": TOKENIZER.tag_id("zh")})
+    options, languages = AedDecodeOptions(), ["en", "zh"]
+    features = LogMel(num_mels=20)
+    own = Recognizer(
+        features=features, model=model, tokenizer=TOKENIZER, infer=infer, options=options, languages=languages
+    )
+    assert own.transcribe(_speechlike(1.0), language="zh")[0].language == "zh"
