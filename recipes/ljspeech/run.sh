@@ -9,3 +9,4 @@ for split in dev test; do
   speechkit decode checkpoint="$out/pretrained" manifest="$SPEECHKIT_DATA/ljspeech/$split/manifest.jsonl" output="$out/$split.jsonl"
   speechkit score "$out/$split.jsonl"
 done
+python scripts/score_longform.py "$out/pretrained" "$SPEECHKIT_DATA/ljspeech/longform.jsonl" --id LJ002_0101_0155_long
