@@ -70,6 +70,20 @@ def ctc_loss(logits_BTV: Tensor, logit_lens_B: Tensor, tokens_BU: Tensor, token_
     return CtcLoss(nll_B=nll_B.masked_fill(~feasible_B, 0.0), feasible_B=feasible_B)
 
 
+class CtcTargets(NamedTuple):
+    """What a layer is trained to spell.
+
+    Attributes:
+        tokens_BU: token ids, anything past each length, int64, shape (B, U).
+        token_lens_B: valid tokens of each row, int64, shape (B,).
+        known_B: rows that have a target at all, bool, shape (B,); None for all. Others add neither loss nor tokens.
+    """
+
+    tokens_BU: Tensor
+    token_lens_B: Tensor
+    known_B: Tensor | None = None
+
+
 class CtcBranchLoss(NamedTuple):
     """Loss of a CTC head over a batch.
 
@@ -93,12 +107,13 @@ def ctc_branch_loss(
     token_lens_B: Tensor,
     *,
     inter_weight: float = 0.5,
+    inter_targets: Sequence[CtcTargets] | None = None,
     views: int = 1,
     blank: int = 0,
 ) -> CtcBranchLoss:
     """CTC after the last layer and after intermediate ones: (1 - w) final + w mean(intermediate).
 
-    Each is the sum over the batch of -log p(tokens), divided by the number of target tokens. Utterances too short for
+    Each is the sum over the batch of -log p(tokens), divided by the number of its target tokens. Utterances too short for
     their tokens add neither loss nor tokens. Losses of several views are averaged.
 
     Args:
@@ -109,19 +124,34 @@ def ctc_branch_loss(
         tokens_BU: token ids of the batch, anything past each length, int64, shape (B, U).
         token_lens_B: valid tokens of each row, int64, shape (B,).
         inter_weight: w.
+        inter_targets: targets of each intermediate layer; None for those of the last layer.
         views: augmented copies of the batch.
         blank: id of the blank.
     """
-    targets = tokens_BU.repeat(views, 1), token_lens_B.repeat(views)
-    final = ctc_loss(logits_BTV, logit_lens_B, *targets, blank=blank)
-    feasible_B = final.feasible_B[: len(tokens_BU)]
-    num_targets = (token_lens_B * feasible_B).sum()
-    scale = 1.0 / (views * num_targets.clamp(min=1))
-    loss = final.nll_B.sum() * scale
+    targets = CtcTargets(tokens_BU, token_lens_B)
+    loss, num_targets, feasible_B = _loss_per_token(logits_BTV, logit_lens_B, targets, views=views, blank=blank)
     parts = {"ctc": loss.detach(), "infeasible": (~feasible_B).sum()}
     if inter_logits:
-        inter = [ctc_loss(x, logit_lens_B, *targets, blank=blank).nll_B.sum() for x in inter_logits]
-        inter_loss = torch.stack(inter).mean() * scale
+        inter_targets = [targets] * len(inter_logits) if inter_targets is None else inter_targets
+        inter = [
+            _loss_per_token(logits, logit_lens_B, own, views=views, blank=blank)[0]
+            for logits, own in zip(inter_logits, inter_targets, strict=True)
+        ]
+        inter_loss = torch.stack(inter).mean()
         parts["inter_ctc"] = inter_loss.detach()
         loss = (1.0 - inter_weight) * loss + inter_weight * inter_loss
     return CtcBranchLoss(loss=loss, parts=parts, num_targets=num_targets)
+
+
+def _loss_per_token(
+    logits_BTV: Tensor, logit_lens_B: Tensor, targets: CtcTargets, *, views: int, blank: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss divided by target tokens, the number of these in one view, and which utterances are feasible (B,)."""
+    tokens_BU, token_lens_B, known_B = targets
+    found = ctc_loss(logits_BTV, logit_lens_B, tokens_BU.repeat(views, 1), token_lens_B.repeat(views), blank=blank)
+    feasible_B = found.feasible_B[: len(tokens_BU)]
+    nll_B, counted_B = found.nll_B, feasible_B
+    if known_B is not None:
+        nll_B, counted_B = nll_B.masked_fill(~known_B.repeat(views), 0.0), feasible_B & known_B
+    num_targets = (token_lens_B * counted_B).sum()
+    return nll_B.sum() / (views * num_targets.clamp(min=1)), num_targets, feasible_B

@@ -5,7 +5,7 @@ section 2); Fast Conformer is the same block behind 8x depthwise subsampling wit
 
 Every valid output frame is a function of its own utterance alone: padding and batch mates change nothing.
 
-Shape legend: B batch, T frames, D model, F mel bins.
+Shape legend: B batch, T frames, P prefix frames, D model, F mel bins.
 """
 
 from __future__ import annotations
@@ -207,18 +207,24 @@ class ConformerEncoder(nn.Module):
         """Output frames for so many input frames: ceil(lens / subsampling_factor)."""
         return self.subsampling.output_lengths(lens_B)
 
-    def forward(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, tap: Tap | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, feats_BTF: Tensor, feat_lens_B: Tensor, *, tap: Tap | None = None, prefix_BPD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encodes.
 
         Args:
             feats_BTF: features, shape (B, T, F).
             feat_lens_B: valid frames of each row, int64, shape (B,).
             tap: called after every layer as tap(layer, x_BTD, lens_B), layers counted from 1; its result replaces x.
+            prefix_BPD: P frames that stand before those of the audio in all layers, shape (B, P, D); None for none.
 
         Returns:
-            frames of shape (B, ceil(T / subsampling_factor), D), zero past each length, and their lengths (B,).
+            frames of shape (B, P + ceil(T / subsampling_factor), D), zero past each length, and their lengths (B,), in
+            which the prefix counts.
         """
         x_BTD, lens_B = self.subsampling(feats_BTF, feat_lens_B)
+        if prefix_BPD is not None:
+            x_BTD, lens_B = torch.cat((prefix_BPD.to(x_BTD.dtype), x_BTD), dim=1), lens_B + prefix_BPD.shape[1]
         frames, device = x_BTD.shape[1], x_BTD.device
         if self.position == "absolute":
             positions = sinusoids(torch.arange(frames, device=device), self.output_dim)
