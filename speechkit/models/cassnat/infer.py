@@ -28,15 +28,17 @@ class Ranker(Protocol):
     """Another model that says how well tokens fit an utterance, such as an attention decoder."""
 
     def score(
-        self, tokens: Sequence[Sequence[int]], rows: Sequence[int], feats_BTF: Tensor, feat_lens_B: Tensor
-    ) -> Sequence[float]:
-        """Natural log-probability of each token sequence, its end included.
+        self, sequences: Sequence[Sequence[tuple[int, ...]]], feats_BTF: Tensor, feat_lens_B: Tensor
+    ) -> Sequence[Sequence[float]]:
+        """Natural log-probability of token sequences, their end included.
 
         Args:
-            tokens: token ids of each candidate.
-            rows: the utterance that each candidate belongs to.
+            sequences: for each of B utterances, some token sequences.
             feats_BTF: features of the utterances, shape (B, T, F).
             feat_lens_B: valid frames of each row, int64, shape (B,).
+
+        Returns:
+            in the order of `sequences`.
         """
 
 
@@ -159,20 +161,22 @@ def _scores(
     once."""
     if options.rank_by == "model":
         return [path.score for path in paths]
-    candidates = dict.fromkeys((row, path.tokens) for row, path in zip(rows, paths))
     if options.ranker is not None:
-        found = options.ranker.score([tokens for _, tokens in candidates], [row for row, _ in candidates], feats_BTF, feat_lens_B)
-        totals = dict(zip(candidates, found, strict=True))
-        return [float(totals[row, path.tokens]) for row, path in zip(rows, paths)]
+        sequences: list[list[tuple[int, ...]]] = [[] for _ in range(len(feats_BTF))]
+        for row, tokens in dict.fromkeys((row, path.tokens) for row, path in zip(rows, paths)):
+            sequences[row].append(tokens)
+        found = options.ranker.score(sequences, feats_BTF, feat_lens_B)
+        scores = [dict(zip(own, own_scores, strict=True)) for own, own_scores in zip(sequences, found, strict=True)]
+        return [scores[row][path.tokens] for row, path in zip(rows, paths)]
     scorer = build_scorer(
         tokenizer, lm=options.lm, lm_unit=options.lm_unit, lm_weight=options.lm_weight, word_bonus=options.word_bonus
     )
     assert scorer is not None
-    totals = dict(zip(candidates, _score_all(scorer, [tokens for _, tokens in candidates]), strict=True))
-    return [path.score + totals[row, path.tokens] for row, path in zip(rows, paths)]
+    added = _score_all(scorer, list(dict.fromkeys(path.tokens for path in paths)))
+    return [path.score + added[path.tokens] for path in paths]
 
 
-def _score_all(scorer: Scorer, sequences: Sequence[tuple[int, ...]]) -> list[float]:
+def _score_all(scorer: Scorer, sequences: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
     """What a scorer adds to each whole token sequence; all sequences advance together."""
     totals, states = [0.0] * len(sequences), [scorer.initial_state() for _ in sequences]
     for u in range(max(map(len, sequences), default=0)):
@@ -180,4 +184,4 @@ def _score_all(scorer: Scorer, sequences: Sequence[tuple[int, ...]]) -> list[flo
         pairs = score_pairs(scorer, [states[i] for i in growing], [sequences[i][u] for i in growing])
         for i, (added, state) in zip(growing, pairs, strict=True):
             totals[i], states[i] = totals[i] + added, state
-    return [total + scorer.final(state) for total, state in zip(totals, states)]
+    return {tokens: total + scorer.final(state) for tokens, total, state in zip(sequences, totals, states)}
