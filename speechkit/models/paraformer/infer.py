@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speechkit.kernels.cif import crossings, running_sums
 from speechkit.models.paraformer.model import ParaformerModel, Prediction
-from speechkit.search.hypotheses import Timestamps, make_hypothesis
+from speechkit.search.hypotheses import Timestamps, check_timestamps, make_hypothesis
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import Hypothesis, Seconds
 
@@ -34,8 +34,7 @@ class ParaformerDecodeOptions:
     timestamps: Timestamps | None = None
 
     def __post_init__(self) -> None:
-        if self.timestamps not in (None, "token", "word"):
-            raise ValueError(f"timestamps={self.timestamps!r} is unknown; choose none, token or word")
+        check_timestamps(self.timestamps)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.nn.decoder import DecoderLayer
+from speechkit.nn.decoder import DecoderLayer, Source
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masks import attention_mask, padding_mask
 from speechkit.nn.positional import sinusoids
@@ -73,24 +73,32 @@ class ParallelDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocab_size)
 
-    def forward(self, embeddings_BUD: Tensor, token_lens_B: Tensor, source_BTD: Tensor, source_lens_B: Tensor) -> Tensor:
+    def read(self, source_BTD: Tensor, source_lens_B: Tensor) -> Source:
+        """Prepares encoder output for `forward`; both passes of glancing share it.
+
+        Args:
+            source_BTD: encoder output, shape (B, T, D).
+            source_lens_B: valid frames of each row, int64, shape (B,).
+        """
+        mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
+        pairs = [layer.cross_attention.keys_values(source_BTD) for layer in self.layers]  # type: ignore[union-attr, operator]
+        return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
+
+    def forward(self, embeddings_BUD: Tensor, token_lens_B: Tensor, source: Source) -> Tensor:
         """Scores of all tokens.
 
         Args:
             embeddings_BUD: one embedding per token, shape (B, U, D) with U >= 1.
             token_lens_B: valid tokens of each row, int64, shape (B,).
-            source_BTD: encoder output, shape (B, T, D).
-            source_lens_B: valid frames of each row, int64, shape (B,).
+            source: from `read`.
 
         Returns:
             logits, shape (B, U, V).
         """
-        num_tokens, num_frames = embeddings_BUD.shape[1], source_BTD.shape[1]
+        num_tokens = embeddings_BUD.shape[1]
         positions_UD = sinusoids(torch.arange(num_tokens, device=embeddings_BUD.device), embeddings_BUD.shape[2])
         x_BUD = self.dropout(embeddings_BUD + positions_UD.to(embeddings_BUD.dtype))
-        self_mask = attention_mask(padding_mask(token_lens_B, num_tokens), num_tokens)
-        source_mask = attention_mask(padding_mask(source_lens_B, num_frames), num_frames)
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            x_BUD = layer(x_BUD, self_mask, *layer.cross_attention.keys_values(source_BTD), source_mask)
+        mask = attention_mask(padding_mask(token_lens_B, num_tokens), num_tokens)
+        for layer, key, value in zip(self.layers, source.keys, source.values):
+            x_BUD = layer(x_BUD, mask, key, value, source.mask)
         return self.head(self.norm(x_BUD))

@@ -23,6 +23,7 @@ from speechkit.losses.label_smoothing import check_smoothing, smoothed_cross_ent
 from speechkit.losses.mwer import mwer_loss
 from speechkit.models.paraformer.layers import ParallelDecoder, Predictor
 from speechkit.nn.ctc_encoder import check_inter_layers, encode_with_ctc
+from speechkit.nn.decoder import Source
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masks import valid_mask
 from speechkit.types import AsrBatch, LossOutput
@@ -171,10 +172,11 @@ class ParaformerModel(nn.Module):
         quantity = quantity_B.sum() / num_targets.clamp(min=1)
         right_B = count_tokens(alphas_BT) == token_lens_B
         parts = {"quantity": quantity.detach(), "length_accuracy": right_B.float().mean()}
+        source = self.decoder.read(x_BTD, lens_B)
         embeddings_BUD = self._target_embeddings(alphas_BT, x_BTD, lens_B, token_lens_B, tokens_BU.shape[1])
         if self.training and self.glancing_ratio:
-            embeddings_BUD, parts["hits"] = self._glance(embeddings_BUD, tokens_BU, token_lens_B, x_BTD, lens_B)
-        logits_BUV = self.decoder(embeddings_BUD, token_lens_B, x_BTD, lens_B)
+            embeddings_BUD, parts["hits"] = self._glance(embeddings_BUD, tokens_BU, token_lens_B, source)
+        logits_BUV = self.decoder(embeddings_BUD, token_lens_B, source)
         ce = smoothed_cross_entropy(logits_BUV, tokens_BU, valid_BU, smoothing=self.label_smoothing)
         parts |= {"ce": ce.loss.detach(), "accuracy": ce.accuracy}
         loss = self.ce_weight * ce.loss
@@ -201,7 +203,7 @@ class ParaformerModel(nn.Module):
         token_lens_B = count_tokens(alphas_BT)
         num_tokens = max(int(token_lens_B.max()), 1)
         embeddings_BUD = cif(alphas_BT, x_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=num_tokens).embeddings_BUD
-        logits_BUV = self.decoder(embeddings_BUD, token_lens_B, x_BTD, lens_B)
+        logits_BUV = self.decoder(embeddings_BUD, token_lens_B, self.decoder.read(x_BTD, lens_B))
         return Prediction(F.log_softmax(logits_BUV.float(), dim=-1), token_lens_B, alphas_BT, lens_B)
 
     def output_lengths(self, lens_B: Tensor) -> Tensor:
@@ -218,11 +220,11 @@ class ParaformerModel(nn.Module):
         return cif(scaled_BT, x_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=max_tokens).embeddings_BUD
 
     def _glance(
-        self, embeddings_BUD: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, x_BTD: Tensor, lens_B: Tensor
+        self, embeddings_BUD: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, source: Source
     ) -> tuple[Tensor, Tensor]:
         """Embeddings with some targets in their place, and the share of tokens that a first pass without them gets right."""
         with torch.no_grad():
-            first_BU = self.decoder(embeddings_BUD, token_lens_B, x_BTD, lens_B).argmax(dim=2)
+            first_BU = self.decoder(embeddings_BUD, token_lens_B, source).argmax(dim=2)
         shown_BU = glance(first_BU, tokens_BU, token_lens_B, ratio=self.glancing_ratio)
         targets_BUD = self.embedding(tokens_BU) * math.sqrt(self.embedding.embedding_dim)
         hits = ((first_BU == tokens_BU) & valid_mask(token_lens_B, tokens_BU.shape[1])).sum() / token_lens_B.sum().clamp(min=1)
