@@ -93,8 +93,11 @@ class Recognizer:
         self.name = name
         self.window_seconds = window_seconds
         self.context_seconds = min(2.0, window_seconds / 6)
-        # Families that label frames put `decode_log_probs` beside `infer`: windows can then be stitched exactly.
-        self._decode_log_probs = getattr(sys.modules[infer.__module__], "decode_log_probs", None)
+        # Families that label frames put `decode_log_probs` beside `infer`: windows can then be stitched exactly. Those whose
+        # labels depend on the options (language, task) also put `frame_log_probs` there.
+        family = sys.modules[infer.__module__]
+        self._decode_log_probs = getattr(family, "decode_log_probs", None)
+        self._frame_log_probs = getattr(family, "frame_log_probs", None)
 
     @property
     def sample_rate(self) -> int:
@@ -247,7 +250,12 @@ class Recognizer:
         lens_B = torch.tensor([window.feats_TF.shape[0] for window in windows], device=self.device)
         feats_BTF = nn.utils.rnn.pad_sequence([window.feats_TF for window in windows], batch_first=True)
         if self._decode_log_probs is not None:
-            log_probs_BTV, out_lens_B = self.model.frame_log_probs(feats_BTF, lens_B)
+            if self._frame_log_probs is None:
+                log_probs_BTV, out_lens_B = self.model.frame_log_probs(feats_BTF, lens_B)
+            else:
+                log_probs_BTV, out_lens_B = self._frame_log_probs(
+                    self.model, feats_BTF, lens_B, tokenizer=self.tokenizer, options=options
+                )
             return [row_TV[:length] for row_TV, length in zip(log_probs_BTV, out_lens_B.tolist())]
         if any(window.is_part for window in windows):
             options = dataclasses.replace(options, timestamps="word")
@@ -258,7 +266,8 @@ class Recognizer:
         """Hypotheses of several regions from what was made of their windows."""
         shift = float(self.features.frame_shift) * int(self.model.subsampling_factor)
         if self._decode_log_probs is not None:
-            log_probs = [stitch(own, windows) for own, windows in zip(outputs, places)]
+            prefix = getattr(self.model, "num_prefix_frames", 0)
+            log_probs = [stitch(own, windows, prefix=prefix) for own, windows in zip(outputs, places)]
             lens_B = torch.tensor([row_TV.shape[0] for row_TV in log_probs], device=self.device)
             log_probs_BTV = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)
             return self._decode_log_probs(

@@ -54,6 +54,12 @@ class AsrBatch(NamedTuple):
         texts: transcripts, B of them.
         langs: language codes ("" when unknown), B of them.
         num_skipped: utterances of the planned batch that could not be read and were left out.
+        task_tokens_BU: what the task asks for where that is not the transcript, such as its translation; int64, zero past
+            each length, shape (B, U'). None when the task is to transcribe.
+        task_token_lens_B: valid tokens of each row of it, int64, shape (B,).
+        tasks: names of the tasks, B of them; () when all are the model's usual one.
+        prompt_tokens_BU: text that came before, int64, zero past each length, shape (B, U''). None when there is none.
+        prompt_token_lens_B: valid tokens of each row of it, 0 for no prompt, int64, shape (B,).
     """
 
     wave_BN: Tensor
@@ -64,6 +70,11 @@ class AsrBatch(NamedTuple):
     texts: tuple[str, ...]
     langs: tuple[str, ...]
     num_skipped: int = 0
+    task_tokens_BU: Tensor | None = None
+    task_token_lens_B: Tensor | None = None
+    tasks: tuple[str, ...] = ()
+    prompt_tokens_BU: Tensor | None = None
+    prompt_token_lens_B: Tensor | None = None
 
 
 class LossOutput(NamedTuple):

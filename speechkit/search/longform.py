@@ -88,24 +88,26 @@ def plan_windows(num_inputs: int, *, window: int, context: int, stride: int = 1)
     ]
 
 
-def stitch(outputs: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
+def stitch(outputs: Sequence[Tensor], windows: Sequence[Window], *, prefix: int = 0) -> Tensor:
     """Join the output frames of the windows into those of the recording.
 
     Args:
         outputs: output of each window, time first: log-probabilities (T, V), or labels (T,). Frames after the
             window's own last one (padding) must be cut off.
         windows: the plan that the outputs were made by.
+        prefix: frames at the beginning of every output that stand for no input, such as that of the language.
 
     Returns:
-        The output frames of the recording, shape (T, ...).
+        The output frames of the recording, shape (T, ...), behind the prefix: the mean of those of the windows.
 
     Raises:
         ValueError: there are not as many outputs as windows, or an output ends before the frames to keep from it.
     """
     if len(outputs) != len(windows) or not windows:
         raise ValueError(f"outputs has {len(outputs)} entries for {len(windows)} windows; give one for each, at least one")
-    pieces = []
+    pieces = [torch.stack([output[:prefix] for output in outputs]).mean(dim=0)] if prefix else []
     for i, (output, window) in enumerate(zip(outputs, windows, strict=True)):
+        output = output[prefix:]
         begin = window.keep_start - window.first_frame
         end = len(output) if window.keep_end is None else window.keep_end - window.first_frame
         if end > len(output):
