@@ -315,7 +315,7 @@ class OwsmCtcModel(nn.Module):
         names = [known[0] if not name and len(known) == 1 else name for name in names]
         strangers = sorted(set(names) - set(known))
         if strangers:
-            raise ValueError(f"{what} {strangers[0]!r} has no token in this model, which knows {', '.join(known)}; give one of them")
+            raise ValueError(f"{what} {strangers[0]!r} has no token in this model; give one that has: {', '.join(known)}")
         return torch.tensor([known.index(name) for name in names], dtype=torch.long, device=self.head.weight.device)
 
 
