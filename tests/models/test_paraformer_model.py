@@ -142,6 +142,15 @@ def test_gradients_reach_every_parameter(settings: dict[str, Any]) -> None:
     assert ("mwer" in out.parts) == ("mwer_weight" in settings)
 
 
+def test_without_glancing_nothing_waits_for_a_gradient() -> None:
+    model, batch = build(glancing_ratio=0.0).train(), make_batch([5, 3, 4])
+    out = model.loss(FEATS, LENS, batch)
+    out.loss.backward()
+    assert "hits" not in out.parts
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert model.state_dict().keys() == build().state_dict().keys()
+
+
 def test_a_silent_batch_has_a_loss_and_all_gradients() -> None:
     model, batch = build(mwer_weight=0.5).train(), make_batch([0, 0])
     feats, lens = torch.randn(2, 9, 12), torch.tensor([9, 0])

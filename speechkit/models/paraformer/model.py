@@ -129,6 +129,7 @@ class ParaformerModel(nn.Module):
         self.predictor = Predictor(dim=dim, kernel_size=predictor_kernel, dropout=dropout)
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.embedding.requires_grad_(glancing_ratio > 0.0)  # without glancing nothing reads it
         self.decoder = ParallelDecoder(
             vocab_size=vocab_size,
             dim=dim,
