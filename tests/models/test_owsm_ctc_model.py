@@ -39,7 +39,8 @@ def tokens_of(lens: list[int], seed: int = 3) -> tuple[Tensor, Tensor]:
 
 def make_batch(lens: list[int], langs: tuple[str, ...] | None = None, **more: Any) -> AsrBatch:
     ids = tuple(map(str, range(len(lens))))
-    return AsrBatch(torch.zeros(len(lens), 0), torch.zeros(len(lens)), *tokens_of(lens), ids, ids, langs or ("en", "de", "en"), **more)
+    langs = langs or ("en", "de", "en")
+    return AsrBatch(torch.zeros(len(lens), 0), torch.zeros(len(lens)), *tokens_of(lens), ids, ids, langs, **more)
 
 
 def reference_ctc(logits: Tensor, lens: Tensor, rows: list[list[int] | None]) -> Tensor:
@@ -153,7 +154,8 @@ def test_frames_do_not_depend_on_padding_or_mates(kind: dict[str, Any], lens: li
 def test_loss_of_an_utterance_does_not_depend_on_padding_or_mates(kind: dict[str, Any]) -> None:
     wanted, wanted_lens = tokens_of([2, 5, 3], seed=9)
     prompts, prompt_lens = tokens_of([3, 0, 1], seed=4)
-    more = {"task_tokens_BU": wanted, "task_token_lens_B": wanted_lens, "prompt_tokens_BU": prompts, "prompt_token_lens_B": prompt_lens}
+    more = {"task_tokens_BU": wanted, "task_token_lens_B": wanted_lens}
+    more |= {"prompt_tokens_BU": prompts, "prompt_token_lens_B": prompt_lens}
     model, batch = build(**kind).eval(), make_batch([4, 2, 3], **more)
     model.asr_layers, model.inter_weight = frozenset(), 0.5  # one stream for all: losses then add up over utterances
     total = torch.tensor(0.0)
