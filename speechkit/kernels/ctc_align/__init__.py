@@ -44,7 +44,7 @@ def ctc_viterbi(
     """Aligns the transcripts of a batch to its frames; has no gradient.
 
     Computed in fp32. A row's result is the same, bit for bit, whatever its padding and its batch mates. Between paths of
-    equal score the one that stays longest in its states is taken. Waits for the device once.
+    equal score the one that stays longest in its states is taken. Waits for the device.
 
     Args:
         log_probs_BTV: frame log-probabilities, any float dtype and device, shape (B, T, V).
