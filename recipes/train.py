@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -86,14 +87,18 @@ def train(cfg: DictConfig) -> float:
     module.load_state_dict(checkpointer.averaged_weights(), strict=False)
     [metrics] = trainer.validate(module, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
-        longest = float(datamodule.train_dataset.durations.max())
-        export(cfg, module, metrics, steps=trainer.global_step, window_seconds=cfg.window_seconds or round(longest, 2))
+        durations = datamodule.train_dataset.durations
+        lengths = {
+            "window_seconds": cfg.window_seconds or round(float(durations.max()), 2),
+            "merge_seconds": round(float(np.median(durations)), 2),
+        }
+        export(cfg, module, metrics, steps=trainer.global_step, lengths=lengths)
         write_json(job_dir / "result.json", metrics)
         print(f"{job_dir / 'pretrained'}: " + " ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return float(metrics[cfg.metric])
 
 
-def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, steps: int, window_seconds: float) -> None:
+def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, steps: int, lengths: dict[str, float]) -> None:
     """Writes the pretrained folder: plain configuration, weights of features and model, tokenizer, model card."""
     parts: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("features", "model", "decode")}
     parts["model"]["vocab_size"] = module.tokenizer.vocab_size
@@ -105,7 +110,7 @@ def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, ste
         "features_fingerprint": module.features.fingerprint(),  # type: ignore[operator]
         "normalizer": cfg.data.normalizer,
         "languages": list(cfg.languages),
-        "window_seconds": window_seconds,
+        **lengths,
         "description": cfg.description,
         "metrics": dict(metrics),
     }

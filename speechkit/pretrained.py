@@ -134,6 +134,7 @@ def load(
         languages=config.get("languages", ()),
         name=str(name),
         window_seconds=config.get("window_seconds", 30.0),
+        merge_seconds=config.get("merge_seconds"),
     )
 
 

@@ -37,7 +37,9 @@ from speechkit.types import Hypothesis, Seconds, Word
 BLOCK_SECONDS: Seconds = 10.0
 PAGE_SECONDS: Seconds = 120.0  # voice activity is judged on pages of this length, which bounds the memory
 REGION_PADDING: Seconds = 0.25  # kept around each speech region
-MAX_MERGE_GAP: Seconds = 1.0  # regions closer than this share one window when they fit
+MAX_MERGE_GAP: Seconds = 1.0  # regions closer than this may share one window
+MIN_PAUSE: Seconds = 0.2  # shorter pauses do not end a region
+HANGOVER: Seconds = 0.1  # of speech regions, for soft beginnings and endings
 
 
 class Region(NamedTuple):
@@ -70,6 +72,8 @@ class Recognizer:
         name: how the model is called in messages.
         window_seconds: longest stretch given to the encoder at once; not much longer than what it was trained on. A
             sixth of it, 2 seconds at most, is context on either side whose output is thrown away.
+        merge_seconds: speech regions with short pauses between them are given together up to this length: the usual
+            length of a training utterance. None for half of `window_seconds`.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Recognizer:
         languages: Sequence[str] = (),
         name: str = "",
         window_seconds: Seconds = 30.0,
+        merge_seconds: Seconds | None = None,
     ) -> None:
         self.features: Any = features.eval()
         self.model: Any = model.eval()
@@ -92,6 +97,7 @@ class Recognizer:
         self.languages = tuple(languages)
         self.name = name
         self.window_seconds = window_seconds
+        self.merge_seconds = window_seconds / 2 if merge_seconds is None else merge_seconds
         self.context_seconds = min(2.0, window_seconds / 6)
         # Families that label frames put `decode_log_probs` beside `infer`: windows can then be stitched exactly. Those whose
         # labels depend on the options (language, task) also put `frame_log_probs` there.
@@ -202,7 +208,7 @@ class Recognizer:
             job.lengths[index] = (offset + len(buffer_N)) / rate
             if not is_last and len(buffer_N) < PAGE_SECONDS * rate:
                 continue
-            speech = energy_vad(buffer_N, rate)
+            speech = energy_vad(buffer_N, rate, min_silence=MIN_PAUSE, hangover=HANGOVER)
             if is_last and offset == 0 and len(buffer_N) <= self.window_seconds * rate:
                 if speech:
                     yield Region(index, 0.0, buffer_N)
@@ -210,7 +216,7 @@ class Recognizer:
             keep_from = len(buffer_N)
             if not is_last:
                 speech, keep_from = _hold_back_open_region(speech, len(buffer_N), rate)
-            for begin, end in _merge(speech, len(buffer_N) / rate, self.window_seconds):
+            for begin, end in _merge(speech, len(buffer_N) / rate, self.merge_seconds):
                 yield Region(index, offset / rate + begin, buffer_N[int(begin * rate) : int(end * rate)])
             buffer_N, offset = buffer_N[keep_from:], offset + keep_from
 
@@ -419,15 +425,16 @@ def _hold_back_open_region(
 
 
 def _merge(
-    speech: Sequence[tuple[Seconds, Seconds]], length: Seconds, window: Seconds
+    speech: Sequence[tuple[Seconds, Seconds]], length: Seconds, longest: Seconds
 ) -> list[tuple[Seconds, Seconds]]:
-    """Pads the regions, and joins neighbours with a short pause between them while they fit into one window."""
+    """Pads the regions, and joins neighbours with a short pause between them while the result is no longer than `longest`."""
     merged: list[tuple[Seconds, Seconds]] = []
     for begin, end in speech:
         begin, end = max(0.0, begin - REGION_PADDING), min(length, end + REGION_PADDING)
         if merged and begin <= merged[-1][1]:  # the paddings touch: split the pause between the two
-            begin = merged[-1][1]
-        if merged and begin - merged[-1][1] <= MAX_MERGE_GAP and end - merged[-1][0] <= window:
+            begin = (begin + merged[-1][1]) / 2
+            merged[-1] = (merged[-1][0], begin)
+        if merged and begin - merged[-1][1] <= MAX_MERGE_GAP and end - merged[-1][0] <= longest:
             merged[-1] = (merged[-1][0], end)
         else:
             merged.append((begin, end))

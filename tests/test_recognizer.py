@@ -13,9 +13,10 @@ import torch
 from speechkit.audio.vad import energy_vad
 from speechkit.data.corpora.demo import prepare_demo
 from speechkit.data.manifest import read_manifest
+from speechkit.metrics.wer import count_errors
 from speechkit.models.ctc.infer import CtcDecodeOptions, infer
 from speechkit.pretrained import load
-from speechkit.recognizer import Recognizer, _hold_back_open_region, _merge, join_hypotheses
+from speechkit.recognizer import HANGOVER, MIN_PAUSE, Recognizer, _hold_back_open_region, _merge, join_hypotheses
 from speechkit.search.longform import stitch
 from speechkit.types import Hypothesis, Word
 
@@ -100,7 +101,8 @@ def test_a_long_recording_is_the_sum_of_its_regions(tmp_path: Path) -> None:
     waves = [soundfile.read(u.audio_path, dtype="float32")[0] for u in read_manifest(tmp_path / "test.jsonl")]
     recording = np.concatenate([part for wave in waves for part in (pause, wave)])
     length = len(recording) / RATE
-    regions = _merge(energy_vad(recording, RATE), length, recognizer.window_seconds)
+    speech = energy_vad(recording, RATE, min_silence=MIN_PAUSE, hangover=HANGOVER)
+    regions = _merge(speech, length, recognizer.merge_seconds)
     assert len(regions) > 12
     hypothesis = recognizer.transcribe(recording, timestamps="word", batch_size=3)[0]
     parts = recognizer.transcribe([recording[int(b * RATE) : int(e * RATE)] for b, e in regions], timestamps="word")
@@ -109,6 +111,19 @@ def test_a_long_recording_is_the_sum_of_its_regions(tmp_path: Path) -> None:
     expected = [begin + word.start for (begin, _), part in zip(regions, parts) for word in part.words]
     assert [word.start for word in hypothesis.words] == pytest.approx(expected)
     assert expected == sorted(expected)
+
+
+def test_sentences_with_short_pauses_are_recognised_as_well_as_one_by_one(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader")
+    recognizer = load("demo-ctc", device="cpu")
+    prepare_demo(tmp_path, num_train=1, num_dev=1, num_test=30, num_text=0, num_workers=0)
+    utterances = read_manifest(tmp_path / "test.jsonl")
+    recording = np.concatenate([soundfile.read(u.audio_path, dtype="float32")[0] for u in utterances])
+    reference = " ".join(u.text for u in utterances)
+    one_call = count_errors(reference, recognizer.transcribe(recording)[0].text)
+    one_by_one = count_errors(reference, " ".join(h.text for h in recognizer.transcribe([u.audio_path for u in utterances])))
+    assert one_by_one.rate < 0.15
+    assert one_call.rate < one_by_one.rate + 0.05
 
 
 def test_windows_of_unbroken_speech_are_stitched(recognizer: Recognizer) -> None:
@@ -148,6 +163,7 @@ def test_regions_are_padded_merged_and_bounded() -> None:
     assert _merge([(0.1, 1.0), (1.5, 2.0)], 10.0, 30.0) == [(0.0, 2.25)]
     assert _merge([(1.0, 2.0), (5.0, 6.0)], 6.1, 30.0) == [(0.75, 2.25), (4.75, 6.1)]
     assert len(_merge([(i, i + 0.7) for i in range(100)], 100.0, 30.0)) == 4
+    assert _merge([(1.0, 2.0), (2.2, 4.0)], 9.0, 3.0) == [(0.75, 2.1), (2.1, 4.25)], "the pause is shared"
     for (_, end), (begin, _) in zip(*[iter(_merge([(1.0, 25.0), (25.3, 40.0)], 50.0, 30.0))] * 2):
         assert begin >= end
 
