@@ -1,3 +1,5 @@
+"""OWSM-CTC decoding: languages from the prefix frames, times, windows of long recordings."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,7 +16,9 @@ from speechkit.nn.conformer import ConformerEncoder
 from speechkit.recognizer import Recognizer
 from speechkit.search.longform import Window, plan_windows, stitch
 from speechkit.text.tokenizers import CharTokenizer
+from speechkit.types import AsrBatch
 
+STEPS = 60
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TOKENIZER = CharTokenizer.train(["ab cd"], tags=["en", "de", "transcribe"])
 A, B, C, D = TOKENIZER.encode("abcd")
@@ -41,6 +45,13 @@ def sounds_of(rows: list[list[int]], seed: int, accents: list[int]) -> tuple[Ten
     return feats, lens
 
 
+def make_batch(rows: list[list[int]], langs: list[str]) -> AsrBatch:
+    tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    ids = tuple(map(str, range(len(rows))))
+    lens = torch.tensor([len(row) for row in rows])
+    return AsrBatch(torch.zeros(len(rows), 0), torch.zeros(len(rows)), tokens, lens, ids, ids, tuple(langs))
+
+
 def random_rows(number: int, seed: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     lens = torch.randint(2, 7, (number,), generator=generator).tolist()
@@ -50,12 +61,40 @@ def random_rows(number: int, seed: int) -> list[list[int]]:
 ROWS, ACCENTS = random_rows(8, seed=0), [0, 1] * 4
 
 
-def test_unknown_languages_are_refused() -> None:
-    feats, lens = sounds_of(ROWS, seed=3, accents=ACCENTS)
-    told = infer(build().eval(), feats, lens, tokenizer=TOKENIZER, options=OwsmCtcDecodeOptions(language="de"))
+@pytest.fixture(scope="module")
+def trained() -> OwsmCtcModel:
+    """Knows eight utterances in two accents by heart; was never told which is which."""
+    model = build(no_language_prob=1.0)
+    batch = make_batch(ROWS, ["de" if accent else "en" for accent in ACCENTS])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(STEPS):
+        feats, lens = sounds_of(ROWS, seed=step, accents=ACCENTS)
+        optimizer.zero_grad()
+        model.loss(feats, lens, batch).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model.eval()
+
+
+def test_learns_sounds_and_languages(trained: OwsmCtcModel) -> None:
+    feats, lens = sounds_of(ROWS, seed=999, accents=ACCENTS)
+    for method in ("greedy", "beam"):
+        hyps = infer(trained, feats, lens, tokenizer=TOKENIZER, options=OwsmCtcDecodeOptions(method=method))
+        assert [hyp.tokens for hyp in hyps] == [tuple(row) for row in ROWS]
+        assert [hyp.language for hyp in hyps] == ["de" if accent else "en" for accent in ACCENTS]
+    told = infer(trained, feats, lens, tokenizer=TOKENIZER, options=OwsmCtcDecodeOptions(language="de"))
     assert {hyp.language for hyp in told} == {"de"}
     with pytest.raises(ValueError, match="language 'fr' has no token"):
-        infer(build().eval(), feats, lens, tokenizer=TOKENIZER, options=OwsmCtcDecodeOptions(language="fr"))
+        infer(trained, feats, lens, tokenizer=TOKENIZER, options=OwsmCtcDecodeOptions(language="fr"))
+
+
+def test_the_prefix_does_not_shift_times(trained: OwsmCtcModel) -> None:
+    feats, lens = sounds_of(ROWS, seed=7, accents=ACCENTS)
+    hyps = infer(trained, feats, lens, tokenizer=TOKENIZER, options=OwsmCtcDecodeOptions(timestamps="token"))
+    for hyp, length in zip(hyps, lens.tolist()):
+        for place, token in enumerate(hyp.token_times):
+            assert 0.12 * place - 0.05 <= token.start <= 0.12 * place + 0.12
+            assert token.end <= 0.01 * length + 1e-6
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
