@@ -148,6 +148,8 @@ class ConformerEncoder(nn.Module):
         chunk_size: output frames per chunk for limited context; None for full context. With chunks the depthwise
             convolution is causal.
         left_chunks: chunks of context to the left; None for all. Only with `chunk_size`.
+        attention_reach: output frames that attention sees on either side; None for all. What is said far away then
+            changes nothing: a passage reads the same cut out or within its recording, but for its edges.
 
     Attributes:
         subsampling_factor: input frames per output frame.
@@ -175,8 +177,11 @@ class ConformerEncoder(nn.Module):
         conv_norm: ConvNorm = "layer",
         chunk_size: int | None = None,
         left_chunks: int | None = None,
+        attention_reach: int | None = None,
     ) -> None:
         super().__init__()
+        if attention_reach is not None and (chunk_size is not None or attention_reach < 0):
+            raise ValueError(f"attention_reach={attention_reach} must not be negative, and has no place beside chunk_size")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size} must be at least 1; use null for full context")
         if left_chunks is not None and (chunk_size is None or left_chunks < 0):
@@ -184,7 +189,7 @@ class ConformerEncoder(nn.Module):
         if not 0.0 <= layer_drop < 1.0:
             raise ValueError(f"layer_drop={layer_drop} must be in [0, 1)")
         self.position, self.num_heads, self.layer_drop = position, num_heads, layer_drop
-        self.chunk_size, self.left_chunks = chunk_size, left_chunks
+        self.chunk_size, self.left_chunks, self.attention_reach = chunk_size, left_chunks, attention_reach
         self.subsampling = ConvSubsampling(input_dim=input_dim, dim=dim, kind=subsampling, channels=subsampling_channels)
         self.subsampling_factor, self.output_dim = self.subsampling.factor, dim
         self.dropout = Dropout(dropout)
@@ -223,15 +228,24 @@ class ConformerEncoder(nn.Module):
             which the prefix counts.
         """
         x_BTD, lens_B = self.subsampling(feats_BTF, feat_lens_B)
+        num_prefix = 0 if prefix_BPD is None else prefix_BPD.shape[1]
         if prefix_BPD is not None:
-            x_BTD, lens_B = torch.cat((prefix_BPD.to(x_BTD.dtype), x_BTD), dim=1), lens_B + prefix_BPD.shape[1]
+            x_BTD, lens_B = torch.cat((prefix_BPD.to(x_BTD.dtype), x_BTD), dim=1), lens_B + num_prefix
         frames, device = x_BTD.shape[1], x_BTD.device
         if self.position == "absolute":
             positions = sinusoids(torch.arange(frames, device=device), self.output_dim)
             x_BTD = x_BTD * math.sqrt(self.output_dim) + positions.to(x_BTD.dtype)
         x_BTD = self.dropout(x_BTD)
         valid_BT = padding_mask(lens_B, frames)
-        mask = attention_mask(valid_BT, frames, chunk_size=self.chunk_size, left_chunks=self.left_chunks, device=device)
+        mask = attention_mask(
+            valid_BT,
+            frames,
+            chunk_size=self.chunk_size,
+            left_chunks=self.left_chunks,
+            reach=self.attention_reach,
+            num_global=num_prefix,
+            device=device,
+        )
         table = position_table(self.position, frames, dim=self.output_dim, num_heads=self.num_heads, device=device)
         for i, layer in enumerate(self.layers, start=1):
             y_BTD = layer(x_BTD, valid_BT, mask, table)

@@ -36,6 +36,7 @@ VARIANTS = [
             ("dw8", "batch", {}),
             ("dw4", "layer", {"chunk_size": 3, "left_chunks": 1}),
             ("dw4", "batch", {"chunk_size": 2}),
+            ("conv2d4", "batch", {"attention_reach": 3}),
         ),
     )
 ]
@@ -104,6 +105,30 @@ def test_chunks_limit_what_a_frame_sees() -> None:
     after, _ = encoder(changed, torch.tensor([48]))
     differs = ((after - before).abs().amax(-1) > 1e-6)[0].nonzero().flatten().tolist()
     assert differs == [6, 7, 8, 9, 10, 11]  # chunks 3 and 4 attend to it, then two frames of causal convolution
+
+
+@torch.no_grad()
+def test_attention_reach_bounds_what_a_frame_sees() -> None:
+    encoder = build(attention_reach=2, num_layers=2, kernel_size=3)
+    feats = torch.randn(1, 80, 20)
+    before, _ = encoder(feats, torch.tensor([80]))
+    changed = feats.clone()
+    changed[0, 40:44] += 1.0  # seen by output frames 9 to 11 of the subsampling
+    after, _ = encoder(changed, torch.tensor([80]))
+    differs = ((after - before).abs().amax(-1) > 1e-6)[0].nonzero().flatten().tolist()
+    assert differs[0] >= 9 - 2 * 3, "each layer reaches 2 frames by attention and 1 by convolution"
+    assert differs[-1] <= 11 + 2 * 3
+    told, _ = encoder(feats, torch.tensor([80]), prefix_BPD=torch.randn(1, 1, 16))
+    otherwise, _ = encoder(feats, torch.tensor([80]), prefix_BPD=torch.randn(1, 1, 16))
+    assert ((told - otherwise).abs().amax(-1) > 1e-6).all(), "what stands before the audio is seen from everywhere"
+
+
+@torch.no_grad()
+def test_attention_reach_equals_full_context_when_it_covers_everything() -> None:
+    full, near = build(), build(attention_reach=50)
+    near.load_state_dict(full.state_dict())
+    feats, lens = torch.randn(2, 40, 20), torch.tensor([40, 30])
+    torch.testing.assert_close(full(feats, lens)[0], near(feats, lens)[0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -193,6 +218,7 @@ def test_traced_graph_has_no_breaks_and_equals_eager() -> None:
         ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         ({"left_chunks": 2}, "left_chunks=2 needs chunk_size"),
         ({"layer_drop": 1.0}, "layer_drop=1"),
+        ({"attention_reach": 4, "chunk_size": 2}, "attention_reach=4"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:

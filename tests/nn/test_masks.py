@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechkit.nn.masks import attention_mask, chunk_mask, padding_mask, valid_mask
+from speechkit.nn.masks import attention_mask, band_mask, chunk_mask, padding_mask, valid_mask
 
 
 def slow_chunk_mask(num_frames: int, chunk_size: int, left_chunks: int | None) -> list[list[bool]]:
@@ -62,3 +62,20 @@ def test_no_attention_mask_without_padding_and_chunks() -> None:
     chunked = attention_mask(None, 7, chunk_size=2, device=torch.device("cpu"))
     assert chunked is not None
     assert chunked.shape == (1, 1, 7, 7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 12), st.integers(0, 13), st.integers(0, 4))
+def test_band_mask_equals_slow_reference(num_frames: int, reach: int, num_global: int) -> None:
+    expected = [
+        [abs(query - key) <= reach or min(query, key) < num_global for key in range(num_frames)] for query in range(num_frames)
+    ]
+    assert band_mask(num_frames, reach, num_global=num_global).tolist() == expected
+
+
+def test_band_and_padding_join() -> None:
+    mask = attention_mask(valid_mask(torch.tensor([6, 2]), 6), 6, reach=1)
+    assert mask is not None
+    assert mask[0, 0].tolist() == band_mask(6, 1).tolist()
+    assert mask[1, 0, 1].tolist() == [True, True, False, False, False, False]
+    assert mask.any(-1).all(), "a query without keys has no softmax"
