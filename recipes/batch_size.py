@@ -36,11 +36,11 @@ def search(cfg: DictConfig) -> None:
         raise ValueError(f"trainer.precision={cfg.trainer.precision!r} cannot be tried; choose one of {', '.join(PRECISIONS)}")
     set_threads(cfg.threads)
     data: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    texts = {name: data[name] for name in ("train", "normalizer")}
+    texts = {name: data[name] for name in ("train", "normalizer", "target_field") if data.get(name) is not None}
     tokenizer = obtain_tokenizer(
         Path(cfg.job_dir) / "tokenizer",
         build(cfg.tokenizer),
-        lambda: training_texts(texts["train"], normalizer=texts["normalizer"]),
+        lambda: training_texts(**texts),
         settings={"tokenizer": OmegaConf.to_container(cfg.tokenizer, resolve=True), **texts},
     )
     datamodule = build(cfg.data, tokenizer=tokenizer)
@@ -57,6 +57,9 @@ def search(cfg: DictConfig) -> None:
         device=cfg.device,
         precision=PRECISIONS[cfg.trainer.precision],
         memory_fraction=cfg.memory_fraction,
+        languages=list(cfg.languages),
+        with_targets=cfg.data.target_field is not None,
+        with_prompts=cfg.data.prompt_field is not None,
         imitate_ddp=cfg.trainer.devices != 1,
     )
     table = find_batch_sizes(probe, bins)  # logs each bucket

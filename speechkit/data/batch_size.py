@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -149,6 +149,9 @@ class TrainStepProbe:
         memory_fraction: part of the device's memory, or of the free memory on the CPU, that may be used.
         max_memory_bytes: cap of the resident memory on the CPU; None derives it from `memory_fraction`.
         tokens_per_second: token count of buckets that give none.
+        languages: codes that the rows of a batch take in turn, for models with language tokens; empty for unknown.
+        with_targets: also give a target of the task besides the transcript, of as many tokens.
+        with_prompts: also give text that came before, of as many tokens.
         imitate_ddp: also keep a buffer of the size of all gradients, as distributed training does.
         seed: of the noise.
 
@@ -169,6 +172,9 @@ class TrainStepProbe:
         memory_fraction: float = 0.9,
         max_memory_bytes: int | None = None,
         tokens_per_second: float = 12.0,
+        languages: Sequence[str] = (),
+        with_targets: bool = False,
+        with_prompts: bool = False,
         imitate_ddp: bool = False,
         seed: int = 0,
     ) -> None:
@@ -183,6 +189,7 @@ class TrainStepProbe:
         self.optimizer = optimizer(self.model.parameters())
         self.sample_rate: int = features.sample_rate  # type: ignore[assignment]
         self.vocab_size, self.tokens_per_second = vocab_size, tokens_per_second
+        self.streams: dict[str, Any] = {"languages": languages, "with_targets": with_targets, "with_prompts": with_prompts}
         self.autocast_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.generator = torch.Generator().manual_seed(seed)
         self._ddp_buffer: Tensor | None = None
@@ -258,7 +265,7 @@ class TrainStepProbe:
         """One training step as the trainer does it."""
         batch = synthetic_batch(
             batch_size, max_duration, max_tokens, sample_rate=self.sample_rate, vocab_size=self.vocab_size,
-            generator=self.generator, device=self.device,
+            generator=self.generator, device=self.device, **self.streams,
         )  # fmt: skip
         views = int(getattr(self.model, "num_views", 1))
         with torch.no_grad():
@@ -281,6 +288,9 @@ def synthetic_batch(
     sample_rate: int,
     vocab_size: int,
     generator: torch.Generator,
+    languages: Sequence[str] = (),
+    with_targets: bool = False,
+    with_prompts: bool = False,
     device: str | torch.device = "cpu",
 ) -> AsrBatch:
     """A batch of full-length noise with random targets.
@@ -292,19 +302,27 @@ def synthetic_batch(
         sample_rate: Hz.
         vocab_size: ids are drawn from the ordinary tokens below it.
         generator: of the noise, on the CPU.
+        languages: codes that the rows take in turn; empty for unknown.
+        with_targets: whether what the task asks for is something else than the transcript, of as many tokens.
+        with_prompts: whether text came before, of as many tokens.
         device: where the tensors go.
     """
     num_samples = math.ceil(duration * sample_rate)
     wave_BN = 0.1 * torch.randn(batch_size, num_samples, generator=generator)
-    tokens_BU = torch.randint(_NUM_SPECIALS, vocab_size, (batch_size, num_tokens), generator=generator)
+    draw = partial(torch.randint, _NUM_SPECIALS, vocab_size, (batch_size, num_tokens), generator=generator)
+    token_lens_B = torch.full((batch_size,), num_tokens, device=device)
     return AsrBatch(
         wave_BN=wave_BN.to(device),
         wave_lens_B=torch.full((batch_size,), num_samples, device=device),
-        tokens_BU=tokens_BU.to(device),
-        token_lens_B=torch.full((batch_size,), num_tokens, device=device),
+        tokens_BU=draw().to(device),
+        token_lens_B=token_lens_B,
         ids=tuple(f"synthetic-{row}" for row in range(batch_size)),
         texts=("",) * batch_size,
-        langs=("",) * batch_size,
+        langs=tuple(languages[row % len(languages)] if languages else "" for row in range(batch_size)),
+        task_tokens_BU=draw().to(device) if with_targets else None,
+        task_token_lens_B=token_lens_B if with_targets else None,
+        prompt_tokens_BU=draw().to(device) if with_prompts else None,
+        prompt_token_lens_B=token_lens_B if with_prompts else None,
     )
 
 

@@ -23,11 +23,14 @@ def collate_asr(examples: Sequence[Example | None]) -> AsrBatch:
 
     Returns:
         A batch of the others, in their order, with `num_skipped` telling how many were None. It has no rows where all
-        were skipped, so that ranks stay in step; its user must be ready for that.
+        were skipped, so that ranks stay in step; its user must be ready for that. Targets of tasks, names of tasks and
+        prompts are there if an example has one; the other rows then have their transcript, "" and an empty prompt.
     """
     kept = [example for example in examples if example is not None]
     wave_BN, wave_lens_B = _pad([example.wave_N for example in kept], torch.float32)
     tokens_BU, token_lens_B = _pad([example.tokens_U for example in kept], torch.int64)
+    targets_BU, target_lens_B = _pad_if_any([e.task_tokens_U for e in kept], instead=[e.tokens_U for e in kept])
+    prompts_BU, prompt_lens_B = _pad_if_any([e.prompt_tokens_U for e in kept], instead=[e.tokens_U[:0] for e in kept])
     return AsrBatch(
         wave_BN=wave_BN,
         wave_lens_B=wave_lens_B,
@@ -37,6 +40,11 @@ def collate_asr(examples: Sequence[Example | None]) -> AsrBatch:
         texts=tuple(example.text for example in kept),
         langs=tuple(example.lang for example in kept),
         num_skipped=len(examples) - len(kept),
+        task_tokens_BU=targets_BU,
+        task_token_lens_B=target_lens_B,
+        tasks=tuple(example.task for example in kept) if any(example.task for example in kept) else (),
+        prompt_tokens_BU=prompts_BU,
+        prompt_token_lens_B=prompt_lens_B,
     )
 
 
@@ -47,3 +55,10 @@ def _pad(rows: Sequence[np.ndarray], dtype: torch.dtype) -> tuple[Tensor, Tensor
     for target, row in zip(padded.numpy(), rows, strict=True):
         target[: len(row)] = row
     return padded, torch.tensor(lens, dtype=torch.int64)
+
+
+def _pad_if_any(rows: Sequence[np.ndarray | None], *, instead: Sequence[np.ndarray]) -> tuple[Tensor | None, Tensor | None]:
+    """`_pad` of token ids with others in place of those that are None; None where all are."""
+    if all(row is None for row in rows):
+        return None, None
+    return _pad([other if row is None else row for row, other in zip(rows, instead, strict=True)], torch.int64)

@@ -10,17 +10,17 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from speechkit.data.collate import collate_asr
-from speechkit.data.dataset import SpeechDataset
+from speechkit.data.dataset import SpeechDataset, field_text
 from speechkit.data.index import Index
 from speechkit.data.manifest import filter_manifest, read_manifest
 from speechkit.data.mixing import consecutive_groups
 from speechkit.data.sampler import BucketBatchSampler
 from speechkit.text.normalize import get_normalizer
 from speechkit.text.tokenizers import Tokenizer
-from speechkit.types import AsrBatch, Seconds, Utterance
+from speechkit.types import Seconds, Utterance
 
 
 class ResumableLoader(DataLoader):
@@ -29,18 +29,18 @@ class ResumableLoader(DataLoader):
     Workers read ahead, so what the sampler has handed out tells nothing.
 
     Args:
-        dataset: has `set_epoch`, which decides the augmentation.
+        dataset: has `set_epoch`, which decides the augmentation where there is any.
         sampler: makes the batches.
         options: what else `DataLoader` takes.
     """
 
-    def __init__(self, dataset: SpeechDataset, sampler: BucketBatchSampler, **options: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: BucketBatchSampler, **options: Any) -> None:
         # The loader draws seeds for its workers, which we do not use; not from the global stream, which we do.
         super().__init__(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(0), **options)
         self.batches = sampler
         self._taken = (0, 0)  # epoch, batches of it
 
-    def __iter__(self) -> Iterator[AsrBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         """The batches that the sampler's epoch still holds. Nothing is read before the first one is asked for."""
         epoch = self.batches.epoch
         self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -86,6 +86,10 @@ class SpeechDataModule(pl.LightningDataModule):
         num_workers: processes that read training audio; 0 reads in the main process.
         on_error: what an unreadable training recording does: "raise", or "skip" and count.
         cache: "memory" keeps decoded audio, 1.9 MB a minute, for codecs that are slow to decode.
+        target_field: manifest field with the text that the task asks for, such as a translation; rows without it are to
+            be transcribed. For models of several tasks, as the next; None when all rows are.
+        task_field: manifest field with the name of the task; rows without it have the model's usual one.
+        prompt_field: manifest field with the text that came before; for models with prompts.
         seed: of the augmentation.
     """
 
@@ -108,12 +112,16 @@ class SpeechDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
         cache: Literal["memory"] | None = None,
+        target_field: str | None = None,
+        task_field: str | None = None,
+        prompt_field: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.train_manifests, self.valid_manifests = name_manifests(train), name_manifests(valid)
         self.tokenizer, self.make_sampler, self.weights = tokenizer, sampler, weights
         self.normalizer = get_normalizer(normalizer)
+        self.fields = {"target_field": target_field, "task_field": task_field, "prompt_field": prompt_field}
         self.reading: dict[str, Any] = {"sample_rate": sample_rate, "channel": channel, "seed": seed, "cache": cache}
         self.transforms, self.on_error = transforms, on_error
         self.limits: dict[str, Any] = {
@@ -176,13 +184,13 @@ class SpeechDataModule(pl.LightningDataModule):
         parts = {name: self._training_part(name, path) for name, path in self.train_manifests.items()}
         sizes = {name: len(part) for name, part in parts.items()}
         joined = next(iter(parts.values())) if len(parts) == 1 else [u for part in parts.values() for u in part]
+        self._check_fields(joined)
         dataset = self._dataset(joined, transforms=self.transforms, on_error=self.on_error)
         groups = {} if self.weights is None else {"groups": consecutive_groups(sizes, weights=self.weights)}
         sampler = self.make_sampler(
             durations=dataset.durations,
             num_tokens=dataset.num_tokens,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            **ranks(self.trainer),
             **groups,
         )
         self._num_batches = len(sampler)
@@ -203,38 +211,46 @@ class SpeechDataModule(pl.LightningDataModule):
             raise ValueError(f"data.train: no utterance of {path} is left to train on; look at the limits in data")
         return kept
 
+    def _check_fields(self, utterances: Sequence[Utterance] | Index) -> None:
+        """Raises ValueError for a field that no training utterance has; an index is not read for that."""
+        if isinstance(utterances, Index):
+            return
+        for option, name in self.fields.items():
+            if name is not None and not any(field_text(utterance, name) for utterance in utterances):
+                known = ", ".join(sorted({key for utterance in utterances for key in utterance.extra})) or "none"
+                raise ValueError(f"data.{option}={name}: no training utterance has this field; further fields are: {known}")
+
     def _make_valid_loader(self) -> DataLoader:
         utterances = [utterance for path in self.valid_manifests.values() for utterance in read_manifest(path)]
         if not utterances:
             raise ValueError(f"data.valid: {[str(path) for path in self.valid_manifests.values()]} hold no utterance")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if len(utterances) < world_size:
-            raise ValueError(f"data.valid holds {len(utterances)} utterances for {world_size} processes; give each at least one")
-        dataset, budget = self._dataset(utterances), self.valid_batch_seconds
-        while len(batches := batches_by_length(dataset.durations, max_batch_seconds=budget)) < world_size:
-            budget /= 2  # a rank without a batch would let the others wait for its counts
-        mine = batches[rank::world_size]
+        dataset = self._dataset(utterances)
+        mine = validation_batches(dataset.durations, max_batch_seconds=self.valid_batch_seconds, **ranks(self.trainer))
         return DataLoader(dataset, batch_sampler=mine, generator=torch.Generator(), **self._worker_options())
 
     def _dataset(self, utterances: Sequence[Utterance] | Index, **options: Any) -> SpeechDataset:
         return SpeechDataset(
-            utterances=utterances, tokenizer=self.tokenizer, normalizer=self.normalizer, **self.reading, **options
+            utterances=utterances,
+            tokenizer=self.tokenizer,
+            normalizer=self.normalizer,
+            **self.reading,
+            **self.fields,
+            **options,
         )
 
     def _worker_options(self) -> dict[str, Any]:
-        return {
-            "collate_fn": collate_asr,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
+        return {"collate_fn": collate_asr, **worker_options(self.num_workers)}
 
 
-def training_texts(train: Manifests, *, normalizer: str = "none") -> Iterator[str]:
-    """Normalised transcripts of the training manifests that are not empty, e.g. to train a tokenizer on."""
+def training_texts(train: Manifests, *, normalizer: str = "none", target_field: str | None = None) -> Iterator[str]:
+    """Normalised transcripts of the training manifests that are not empty, e.g. to train a tokenizer on.
+
+    With `target_field`, the texts in that field too.
+    """
     normalize = get_normalizer(normalizer)
     for path in name_manifests(train).values():
-        yield from (text for utterance in read_manifest(path) if (text := normalize(utterance.text)))
+        for utterance in read_manifest(path):
+            yield from filter(None, map(normalize, (utterance.text, field_text(utterance, target_field))))
 
 
 def name_manifests(manifests: Manifests) -> dict[str, Path]:
@@ -244,6 +260,29 @@ def name_manifests(manifests: Manifests) -> dict[str, Path]:
     if not isinstance(manifests, Mapping):
         manifests = {str(place): path for place, path in enumerate(manifests)}
     return {str(name): Path(path) for name, path in manifests.items()}
+
+
+def ranks(trainer: pl.Trainer | None) -> dict[str, int]:
+    """Rank of this process and number of processes; those of a single one without a trainer."""
+    return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {"rank": 0, "world_size": 1}
+
+
+def worker_options(num_workers: int) -> dict[str, Any]:
+    """How a loader runs its worker processes."""
+    return {"num_workers": num_workers, "persistent_workers": num_workers > 0, "pin_memory": torch.cuda.is_available()}
+
+
+def validation_batches(durations: np.ndarray, *, max_batch_seconds: float, rank: int, world_size: int) -> list[list[int]]:
+    """The `batches_by_length` that fall to one rank; smaller ones where there would be none for some ranks.
+
+    Raises:
+        ValueError: there are fewer utterances than ranks.
+    """
+    if len(durations) < world_size:
+        raise ValueError(f"data.valid holds {len(durations)} utterances for {world_size} processes; give each at least one")
+    while len(batches := batches_by_length(durations, max_batch_seconds=max_batch_seconds)) < world_size:
+        max_batch_seconds /= 2  # a rank without a batch would let the others wait for its counts
+    return batches[rank::world_size]
 
 
 def batches_by_length(durations: np.ndarray, *, max_batch_seconds: Seconds) -> list[list[int]]:

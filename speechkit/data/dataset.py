@@ -39,6 +39,9 @@ class Example(NamedTuple):
         text: transcript, normalised.
         lang: language code, "" when unknown.
         speaker: speaker label, "" when unknown.
+        task: name of the task, "" for the model's usual one.
+        task_tokens_U: ids of what the task asks for, int64, shape (U',); None where that is the transcript.
+        prompt_tokens_U: ids of the text that came before, int64, shape (U'',); None where there is none.
     """
 
     id: str
@@ -47,6 +50,9 @@ class Example(NamedTuple):
     text: str
     lang: str
     speaker: str
+    task: str = ""
+    task_tokens_U: np.ndarray | None = None
+    prompt_tokens_U: np.ndarray | None = None
 
 
 class SpeechDataset(Dataset["Example | None"]):
@@ -69,6 +75,9 @@ class SpeechDataset(Dataset["Example | None"]):
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
         cache: Literal["memory"] | None = None,
+        target_field: str | None = None,
+        task_field: str | None = None,
+        prompt_field: str | None = None,
     ) -> None:
         """Creates the dataset; reads no audio.
 
@@ -84,6 +93,10 @@ class SpeechDataset(Dataset["Example | None"]):
             seed: of the augmentation.
             cache: "memory" keeps decoded audio as 16-bit samples in memory that forked workers share (1.9 MB a minute
                 at 16 kHz), for codecs that are slow to decode. The first read gives the rounded samples as well.
+            target_field: manifest field with the text that the task asks for, such as a translation; rows without it,
+                or with nothing in it, are to be transcribed. None when all are.
+            task_field: manifest field with the name of the task; rows without it have the model's usual one.
+            prompt_field: manifest field with the text that came before; rows without it have none.
 
         Raises:
             ValueError: an option has none of its values.
@@ -102,6 +115,7 @@ class SpeechDataset(Dataset["Example | None"]):
         self.transform = Compose(transforms=transforms)
         self.on_error = on_error
         self.seed = seed
+        self.target_field, self.task_field, self.prompt_field = target_field, task_field, prompt_field
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._num_tokens: np.ndarray | None = None
         self._cache = WaveCache(self._read_durations(), sample_rate) if cache else None
@@ -127,14 +141,16 @@ class SpeechDataset(Dataset["Example | None"]):
 
     @property
     def num_tokens(self) -> np.ndarray | None:
-        """Tokens of each transcript, int32, shape (len,); None without a tokenizer."""
+        """Tokens of each transcript, or of what its task asks for where that is longer, int32, shape (len,).
+
+        None without a tokenizer. A compiled index knows of the transcripts alone.
+        """
         if self.tokenizer is None:
             return None
         if self._num_tokens is None:
             indexed = self.utterances.num_tokens if isinstance(self.utterances, Index) else None
             if indexed is None:
-                lengths = (len(self.tokenizer.encode(self._text(self.utterances[i]))) for i in range(len(self)))
-                indexed = np.fromiter(lengths, np.int32, len(self))
+                indexed = np.fromiter((self._longest(self.utterances[i]) for i in range(len(self))), np.int32, len(self))
             self._num_tokens = indexed
         return self._num_tokens
 
@@ -158,14 +174,16 @@ class SpeechDataset(Dataset["Example | None"]):
             return None
         wave_N = self.transform(wave_N, self.sample_rate, self._rng(utterance.id))
         text = self._text(utterance)
-        tokens = self.tokenizer.encode(text) if self.tokenizer is not None else []
         return Example(
             id=utterance.id,
             wave_N=wave_N,
-            tokens_U=np.asarray(tokens, dtype=np.int64),
+            tokens_U=self._tokens(text),
             text=text,
             lang=utterance.lang,
             speaker=utterance.speaker,
+            task=field_text(utterance, self.task_field),
+            task_tokens_U=self._field_tokens(utterance, self.target_field),
+            prompt_tokens_U=self._field_tokens(utterance, self.prompt_field),
         )
 
     def _wave(self, i: int, utterance: Utterance) -> np.ndarray:
@@ -200,6 +218,33 @@ class SpeechDataset(Dataset["Example | None"]):
     def _text(self, utterance: Utterance) -> str:
         return utterance.text if self.normalizer is None else self.normalizer(utterance.text)
 
+    def _tokens(self, text: str) -> np.ndarray:
+        return np.asarray(self.tokenizer.encode(text) if self.tokenizer is not None else [], dtype=np.int64)
+
+    def _field_tokens(self, utterance: Utterance, name: str | None) -> np.ndarray | None:
+        """Tokens of the text in a field of the manifest; None where there is none."""
+        text = field_text(utterance, name)
+        if not text:
+            return None
+        return self._tokens(text if self.normalizer is None else self.normalizer(text))
+
+    def _longest(self, utterance: Utterance) -> int:
+        """Tokens of the transcript, or of what the task asks for if these are more."""
+        wanted = self._field_tokens(utterance, self.target_field)
+        return max(len(self._tokens(self._text(utterance))), 0 if wanted is None else len(wanted))
+
     def _rng(self, utterance_id: str) -> np.random.Generator:
         key: Any = f"{self.seed}/{self.epoch}/{utterance_id}".encode("utf-8", "surrogatepass")
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little"))
+
+
+def field_text(utterance: Utterance, name: str | None) -> str:
+    """The text in a further field of a manifest row; "" without a name, and where the row has nothing there.
+
+    Raises:
+        ValueError: the field holds something else than a text.
+    """
+    value = None if name is None else utterance.extra.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"utterance {utterance.id!r}: field {name!r} is {value!r}, not a text; correct the manifest")
+    return value or ""

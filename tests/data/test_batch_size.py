@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from speechkit.data.batch_size import TrainStepProbe, find_batch_sizes, is_out_of_memory, largest_size, synthetic_batch
 from speechkit.data.buckets import BatchSizeTable, Bin, Bins
+from speechkit.models.aed.model import AedModel
+from speechkit.models.owsm_ctc.model import OwsmCtcModel
+from speechkit.nn.conformer import ConformerEncoder
 from speechkit.types import AsrBatch, LossOutput
 
 BINS = Bins((Bin(4.0, 10), Bin(4.0, 20), Bin(15.0, 40), Bin(15.0, 90)))
@@ -142,6 +145,47 @@ def test_synthetic_batch_fills_the_bucket():
     assert batch.tokens_BU.shape == (3, 7)
     assert np.ptp(batch.tokens_BU.numpy()) > 0
     assert 4 <= int(batch.tokens_BU.min()) <= int(batch.tokens_BU.max()) < 9
+
+
+def languages_of(size, **options):
+    batch = synthetic_batch(
+        size, 0.1, 5, sample_rate=1000, vocab_size=9, generator=torch.Generator().manual_seed(0), **options
+    )  # fmt: skip
+    return batch.langs, batch
+
+
+def test_synthetic_rows_take_the_languages_in_turn_and_the_streams_that_are_asked_for():
+    langs, batch = languages_of(3)
+    assert langs == ("", "", "")
+    assert (batch.task_tokens_BU, batch.prompt_tokens_BU) == (None, None)
+    langs, batch = languages_of(3, languages=["en", "zh"], with_targets=True, with_prompts=True)
+    assert langs == ("en", "zh", "en")
+    assert batch.task_tokens_BU.shape == batch.prompt_tokens_BU.shape == (3, 5)
+    assert batch.task_token_lens_B.tolist() == batch.prompt_token_lens_B.tolist() == [5, 5, 5]
+    assert not torch.equal(batch.task_tokens_BU, batch.tokens_BU)
+
+
+def encoder() -> ConformerEncoder:
+    return ConformerEncoder(input_dim=1, dim=8, num_layers=2, num_heads=2, ff_dim=8, kernel_size=3)
+
+
+TAGS = {"en": 4, "zh": 5}
+MODELS = {
+    "aed": lambda: AedModel(
+        encoder=encoder(), vocab_size=30, decoder_layers=1, decoder_heads=2, decoder_ff_dim=8, language_tokens=TAGS
+    ),
+    "owsm_ctc": lambda: OwsmCtcModel(
+        encoder=encoder(), vocab_size=30, language_tokens=TAGS, task_tokens={"transcribe": 6, "de": 7}, asr_layers=[1],
+        task_layers=[], prompt_layers=1, prompt_heads=2, prompt_ff_dim=8, prompt_every=1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_probe_of_models_with_language_tokens(family):
+    optimizer = functools.partial(torch.optim.AdamW, lr=1e-3)
+    parts = {"features": TinyFeatures(), "model": MODELS[family](), "optimizer": optimizer, "vocab_size": 30}
+    assert TrainStepProbe(**parts, languages=["en", "zh"], with_targets=True, with_prompts=True)(3, 0.5, 4)
 
 
 @pytest.mark.parametrize("options", [{"memory_fraction": 0.0}, {"memory_fraction": 1.5}])

@@ -43,3 +43,33 @@ def test_rows_and_padding(sizes: list[tuple[int, int] | None]) -> None:
         np.testing.assert_array_equal(batch.tokens_BU[i, :u], entry.tokens_U)
         assert not batch.wave_BN[i, n:].any()
         assert not batch.tokens_BU[i, u:].any()
+
+
+ids = st.lists(st.integers(4, 99), max_size=9).map(lambda row: np.array(row, dtype=np.int64))
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.tuples(st.none() | ids, st.none() | ids, st.sampled_from(["", "de"])), max_size=5))
+def test_tasks_and_prompts_are_there_if_one_has_them(rows: list[tuple[np.ndarray | None, np.ndarray | None, str]]) -> None:
+    examples = [
+        example(f"e{i}", 10, 3)._replace(task_tokens_U=wanted, prompt_tokens_U=prompt, task=task)
+        for i, (wanted, prompt, task) in enumerate(rows)
+    ]
+    batch = collate_asr(examples)
+    assert batch.tasks == (tuple(task for _, _, task in rows) if any(task for _, _, task in rows) else ())
+    streams = [
+        (batch.task_tokens_BU, batch.task_token_lens_B, [wanted for wanted, _, _ in rows], [e.tokens_U for e in examples]),
+        (batch.prompt_tokens_BU, batch.prompt_token_lens_B, [prompt for _, prompt, _ in rows], [np.zeros(0)] * len(rows)),
+    ]
+    for tokens_BU, lens_B, given_rows, instead in streams:
+        if all(row is None for row in given_rows):
+            assert (tokens_BU, lens_B) == (None, None)
+            continue
+        assert tokens_BU is not None
+        assert lens_B is not None
+        expected = [other if row is None else row for row, other in zip(given_rows, instead)]
+        assert lens_B.tolist() == [len(row) for row in expected]
+        assert tokens_BU.shape == (len(rows), max(map(len, expected)))
+        for i, row in enumerate(expected):
+            np.testing.assert_array_equal(tokens_BU[i, : len(row)], row)
+            assert not tokens_BU[i, len(row) :].any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from collections import Counter
@@ -11,11 +12,16 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechkit.data.datamodule import ResumableLoader, batches_by_length, name_manifests, training_texts
+from speechkit.data.manifest import read_manifest, write_manifest
 from speechkit.data.sampler import BucketBatchSampler
+from speechkit.models.owsm_ctc.model import OwsmCtcModel
+from speechkit.nn.conformer import ConformerEncoder
+from speechkit.text.tokenizers import CharTokenizer
 
 
 def _load_tiny() -> ModuleType:
@@ -88,8 +94,6 @@ def test_epochs_differ_and_reach_the_dataset(root: Path) -> None:
 
 
 def test_loading_draws_nothing_from_the_global_stream(root: Path) -> None:
-    import torch
-
     loader = _loader(root)
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -127,6 +131,82 @@ def test_texts_and_names(root: Path) -> None:
     assert set("".join(texts)) <= set("abcd")
     assert name_manifests("a") == {"0": Path("a")}
     assert name_manifests({"x": "a"}) == {"x": Path("a")}
+
+
+@pytest.fixture(scope="module")
+def translated(root: Path) -> Path:
+    """The tones; every third is to be spelt backwards, every second follows what was said before."""
+    utterances = read_manifest(root / "train" / "manifest.jsonl")
+    for i, utterance in enumerate(utterances):
+        extra = {"taskname": "backwards", "answer": utterance.text[::-1] + "e"} if i % 3 == 0 else {}
+        extra |= {"previous": utterances[i - 1].text} if i % 2 == 0 else {}
+        utterances[i] = dataclasses.replace(utterance, extra=extra)
+    write_manifest(root / "translated.jsonl", utterances)
+    return root / "translated.jsonl"
+
+
+FIELDS = {"target_field": "answer", "task_field": "taskname", "prompt_field": "previous"}
+
+
+def test_tasks_and_prompts_reach_the_model(root: Path, translated: Path) -> None:
+    """A batch of several tasks from a manifest gives the loss of the batch put together by hand."""
+    tokenizer = CharTokenizer(symbols=[*tiny.TONES, "e"], tags=["en", "transcribe", "backwards"])
+    datamodule = tiny.make_datamodule(root, train=translated, tokenizer=tokenizer, **FIELDS)
+    datamodule.setup("fit")
+    batch = next(iter(datamodule._train_loader))
+    rows = {utterance.id: utterance for utterance in read_manifest(translated)}
+    own = [rows[name] for name in batch.ids]
+    assert len(own) > 1
+    assert batch.tasks == tuple(u.extra.get("taskname", "") for u in own)
+    wanted = [tokenizer.encode(u.extra.get("answer", u.text)) for u in own]
+    prompts = [tokenizer.encode(u.extra.get("previous", "")) for u in own]
+    for tokens_BU, lens_B, expected in (
+        (batch.task_tokens_BU, batch.task_token_lens_B, wanted),
+        (batch.prompt_tokens_BU, batch.prompt_token_lens_B, prompts),
+    ):
+        assert [row[:length].tolist() for row, length in zip(tokens_BU, lens_B)] == expected
+    torch.manual_seed(0)
+    encoder = ConformerEncoder(input_dim=20, dim=16, num_layers=3, num_heads=2, ff_dim=16, kernel_size=5)
+    model = OwsmCtcModel(
+        encoder=encoder,
+        vocab_size=tokenizer.vocab_size,
+        language_tokens={"en": 4},
+        task_tokens={"transcribe": 5, "backwards": 6},
+        asr_layers=[1],
+        task_layers=[2],
+        prompt_layers=1,
+        prompt_heads=2,
+        prompt_ff_dim=16,
+        prompt_every=1,
+    ).eval()  # no dropout, and prompts are not withheld
+    feats, lens = torch.randn(len(own), 90, 20), torch.full((len(own),), 90)
+    losses = [
+        float(model.loss(feats, lens, each).loss)
+        for each in (batch, batch._replace(tasks=()), batch._replace(task_tokens_BU=None), batch._replace(prompt_tokens_BU=None))
+    ]
+    assert len(set(losses)) == 4, "each of the streams counts"
+    assert np.isfinite(losses).all()
+
+
+def test_plain_data_brings_no_streams(root: Path) -> None:
+    batch = next(iter(_loader(root)))
+    assert batch.tasks == ()
+    assert batch[-2:] == (None, None)
+    assert batch.task_tokens_BU is None
+
+
+def test_a_field_that_no_row_has_is_named(root: Path, translated: Path) -> None:
+    datamodule = tiny.make_datamodule(root, train=translated, target_field="anwser")
+    with pytest.raises(ValueError, match=r"data.target_field=anwser: no training utterance .* answer, previous, taskname"):
+        datamodule.setup("fit")
+
+
+def test_texts_of_tasks_train_the_tokenizer_too(translated: Path) -> None:
+    transcripts = list(training_texts(translated))
+    texts = list(training_texts(translated, target_field="answer"))
+    assert len(texts) == 24 + 8
+    assert sum("e" in text for text in texts) == 8
+    assert sorted(text for text in texts if "e" not in text) == sorted(transcripts)
 
 
 @settings(max_examples=50, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -238,3 +239,51 @@ def test_real_manifest(data_root: Path) -> None:
     batch = collate_asr([make(rows)[i] for i in range(5)])
     np.testing.assert_allclose(batch.wave_lens_B / RATE, [u.duration for u in rows], atol=0.01)
     assert batch.wave_BN.abs().amax(1).min() > 0.01
+
+
+FIELDS = {"target_field": "text_de", "task_field": "taskname", "prompt_field": "previous"}
+
+
+def with_fields(utterances: list[Utterance]) -> list[Utterance]:
+    """Row 0 is translated and has a prompt, row 1 has empty fields, row 2 nulls, the others none."""
+    extras = [
+        {"text_de": "Ein langer Text", "taskname": "en_de", "previous": "Davor"},
+        {"text_de": "", "taskname": "", "previous": ""},
+        dict.fromkeys(FIELDS.values()),
+    ]
+    return [dataclasses.replace(u, extra=extra) for u, extra in zip(utterances, extras)] + utterances[3:]
+
+
+def test_tasks_targets_and_prompts_come_from_fields(utterances: list[Utterance]) -> None:
+    tokenizer = ByteTokenizer()
+    rows = with_fields(utterances)
+    dataset = make(rows, tokenizer=tokenizer, normalizer=str.lower, **FIELDS)
+    first, *others = [dataset[i] for i in range(4)]
+    assert first is not None
+    assert first.task == "en_de"
+    assert first.task_tokens_U is not None
+    assert first.task_tokens_U.tolist() == tokenizer.encode("ein langer text")
+    assert first.prompt_tokens_U is not None
+    assert first.prompt_tokens_U.tolist() == tokenizer.encode("davor")
+    assert first.tokens_U.tolist() == tokenizer.encode("text 0")
+    assert all((e.task, e.task_tokens_U, e.prompt_tokens_U) == ("", None, None) for e in others if e is not None)
+    assert dataset.num_tokens is not None
+    assert dataset.num_tokens.tolist() == [len(first.task_tokens_U)] + [len(tokenizer.encode("text 0"))] * 7
+    plain = make(rows, tokenizer=tokenizer)[0]
+    assert plain is not None
+    assert (plain.task, plain.task_tokens_U, plain.prompt_tokens_U) == ("", None, None)
+
+
+def test_fields_of_an_index(utterances: list[Utterance], tmp_path: Path) -> None:
+    write_manifest(tmp_path / "rows.jsonl", with_fields(utterances))
+    index = compile_index(tmp_path / "rows.jsonl", tmp_path / "index")
+    example = make(index, tokenizer=ByteTokenizer(), **FIELDS)[0]
+    assert example is not None
+    assert example.task == "en_de"
+    assert example.prompt_tokens_U is not None
+
+
+def test_a_field_that_is_no_text_is_named(utterances: list[Utterance]) -> None:
+    rows = [dataclasses.replace(utterances[0], extra={"text_de": ["a", "b"]})]
+    with pytest.raises(ValueError, match=r"'u0': field 'text_de' is \['a', 'b'\], not a text"):
+        make(rows, tokenizer=ByteTokenizer(), target_field="text_de")[0]

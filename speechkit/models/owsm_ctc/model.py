@@ -189,7 +189,7 @@ class OwsmCtcModel(nn.Module):
         """
         num_rows = len(batch.tokens_BU)
         language_B = self._places("language", self.languages, batch.langs)
-        task_B = self._places("task", self.tasks, batch.tasks or (self.tasks[0],) * num_rows)
+        task_B = self._places("task", self.tasks, [name or self.tasks[0] for name in batch.tasks or ("",) * num_rows])
         told_B = torch.zeros_like(language_B, dtype=torch.bool)
         if self.training:
             told_B = torch.rand(num_rows, device=told_B.device) >= self.no_language_prob
