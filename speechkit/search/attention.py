@@ -25,6 +25,8 @@ class TokenDecoder(Protocol):
     of B rows serves N * B rows of tokens, N in turn for each.
     """
 
+    vocab_size: int
+
     def __call__(self, tokens_BU: Tensor, source: Any) -> Tensor:
         """Logits of what follows each prefix of whole sequences, shape (B, U, V)."""
 

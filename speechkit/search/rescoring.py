@@ -54,8 +54,7 @@ def score_sequences(
     if num == 0:
         return [[] for _ in sequences]
     results: list[list[SequenceScore]] = []
-    vocab = decoder(prompts_BP[:1, :1], source.select(prompts_BP.new_zeros(1))).shape[-1]
-    size = max(1, MAX_LOGITS // (num * (longest + prompts_BP.shape[1]) * vocab))
+    size = max(1, MAX_LOGITS // (num * (longest + prompts_BP.shape[1]) * decoder.vocab_size))
     for rows_R in torch.arange(len(sequences), device=prompts_BP.device).split(size):
         log_probs_RNU = _log_probs(decoder, source.select(rows_R), prompts_BP[rows_R], tokens_BNU[rows_R])
         for b, rows_NU in zip(rows_R.tolist(), log_probs_RNU.tolist()):

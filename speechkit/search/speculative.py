@@ -13,10 +13,13 @@ Shape legend: B batch, R rows still running, P prompt, U tokens, G drafted token
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -26,8 +29,12 @@ from speechkit.search.attention import AttentionResult, TokenDecoder, TokenRules
 NO_TOKEN = -1  # pads drafts of different lengths; no decoder says it
 
 
+@runtime_checkable
 class Draft(Protocol):
-    """Says what may follow. Rows are called by their place in the batch that decoding began with."""
+    """Says what may follow. Rows are called by their place in the batch that decoding began with.
+
+    A row whose tokens so far are none begins anew: a draft may be used for the same rows again.
+    """
 
     def propose(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], most: int) -> Sequence[Sequence[int]]:
         """For each of `rows`, whose tokens so far (prompt excluded) are given, up to `most` tokens that may follow."""
@@ -69,6 +76,7 @@ def speculative_greedy(
     rules: TokenRules,
     draft: Draft,
     num_draft: int = 16,
+    max_positions: int | None = None,
 ) -> tuple[list[AttentionResult], SpeculativeStats]:
     """Takes the most probable token until it is the end, several per call where the draft is right.
 
@@ -79,16 +87,20 @@ def speculative_greedy(
         limits_B: most tokens of each row, int64, shape (B,); 0 for rows without speech, which are not decoded.
         rules: what may be said.
         draft: what proposes.
-        num_draft: most tokens drafted per call, at least 1.
+        num_draft: most tokens drafted per row and call, at least 1.
+        max_positions: of all rows in a call; drafts are shortened so that no more tokens are read at once, and grow as rows
+            end. Where a call costs as much as it reads (many rows, no accelerator), this bounds what a bad draft wastes;
+            None for no limit.
 
     Returns:
         one transcript per row, as `attention_greedy` gives them, and what they cost.
 
     Raises:
-        ValueError: `num_draft` is below 1.
+        ValueError: `num_draft` or `max_positions` is below 1.
     """
-    if num_draft < 1:
-        raise ValueError(f"num_draft={num_draft} must be at least 1")
+    for name, value in (("num_draft", num_draft), ("max_positions", max_positions)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
     results = [AttentionResult() for _ in range(len(prompts_BP))]
     rows = limits_B.nonzero()[:, 0].tolist()
     said: dict[int, list[int]] = {row: [] for row in rows}
@@ -99,7 +111,8 @@ def speculative_greedy(
         source = source.select(rows_R)
     cache, reading_RJ = decoder.start(len(rows)), prompts_BP[rows_R]
     while rows:
-        drafts = [list(tokens[:num_draft]) for tokens in draft.propose(rows, [said[row] for row in rows], num_draft)]
+        most = num_draft if max_positions is None else min(num_draft, max(max_positions // len(rows) - 1, 0))
+        drafts = [list(tokens[:most]) for tokens in draft.propose(rows, [said[row] for row in rows], most)]
         drafts_RG = _padded(drafts, reading_RJ.device)
         logits_RJV = decoder.extend(torch.cat((reading_RJ, drafts_RG.clamp(min=0)), dim=1), cache, source)
         best = _choose(logits_RJV[:, reading_RJ.shape[1] - 1 :], [said[row] for row in rows], drafts_RG, limits_B[rows_R], rules)
@@ -172,32 +185,32 @@ class HypothesisDraft:
             end: id of the end, drafted after the last token; None leaves it to the decoder.
         """
         ending = [] if end is None else [end]
-        self.hypotheses = [[*tokens, *ending] for tokens in hypotheses]
-        self._distances = [list(range(len(tokens) + 1)) for tokens in self.hypotheses]  # of what was said, to each beginning
+        self.hypotheses = [np.array([*tokens, *ending], dtype=np.int64) for tokens in hypotheses]
+        self._distances = [np.arange(len(tokens) + 1) for tokens in self.hypotheses]  # of what was said, to each beginning
         self._read = [0] * len(self.hypotheses)
 
     def propose(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """The rest of the hypothesis."""
         proposals = []
         for row, said in zip(rows, tokens):
+            distances = self._distances[row] if said else np.arange(len(self.hypotheses[row]) + 1)
             for token in said[self._read[row] :]:
-                self._distances[row] = self._after(self._distances[row], self.hypotheses[row], token)
-            self._read[row] = len(said)
-            distances = self._distances[row]
-            place = len(distances) - 1 - min(range(len(distances)), key=lambda back: distances[-1 - back])
-            proposals.append(self.hypotheses[row][place : place + most])
+                distances = self._after(distances, self.hypotheses[row], token)
+            self._distances[row], self._read[row] = distances, len(said)
+            place = len(distances) - 1 - int(np.argmin(distances[::-1]))
+            proposals.append(self.hypotheses[row][place : place + most].tolist())
         return proposals
 
     def finish(self, row: int, tokens: Sequence[int]) -> None:
         """Nothing is learned."""
 
     @staticmethod
-    def _after(distances: Sequence[int], hypothesis: Sequence[int], token: int) -> list[int]:
+    def _after(distances: np.ndarray, hypothesis: np.ndarray, token: int) -> np.ndarray:
         """Edit distances to each beginning of the hypothesis after one more token."""
-        row = [distances[0] + 1]
-        for j, other in enumerate(hypothesis):
-            row.append(min(distances[j] + (token != other), distances[j + 1] + 1, row[j] + 1))
-        return row
+        places = np.arange(len(distances))
+        reached = distances + 1
+        reached[1:] = np.minimum(reached[1:], distances[:-1] + (hypothesis != token))
+        return np.minimum.accumulate(reached - places) + places  # the last term leaves tokens of the hypothesis out
 
 
 class NgramDraft:
@@ -304,6 +317,8 @@ class DecoderDraft:
     @torch.inference_mode()
     def propose(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """`most` tokens per row, one small step each."""
+        if most < 1:
+            return [[] for _ in rows]
         if list(rows) != self._rows:
             kept_R = torch.tensor([self._rows.index(row) for row in rows], device=self.prompts_BP.device)
             self._cache, self.source, self._rows = self._cache.select(kept_R), self.source.select(kept_R), list(rows)
@@ -324,3 +339,73 @@ class DecoderDraft:
 
     def finish(self, row: int, tokens: Sequence[int]) -> None:
         """Nothing is learned."""
+
+
+class AdaptiveDraft:
+    """Another draft for as long as it pays: drafts grow and shrink with what was right, and a row gives up where too little was.
+
+    The rule looks at nothing but the row's own tokens: a draft has at most twice as many tokens as were right the last time
+    (`least` or more), and a row that drafted `patience` times takes plain steps from the first call on after which fewer
+    than `worth` drafted tokens per call were right.
+    """
+
+    def __init__(self, draft: Draft, *, worth: float = 0.5, patience: int = 4, least: int = 4) -> None:
+        """Creates the draft.
+
+        Args:
+            draft: what proposes.
+            worth: right tokens per call that a longer call must bring.
+            patience: calls before a row may give up.
+            least: tokens of a draft after one of which nothing was right.
+
+        Raises:
+            ValueError: `patience` or `least` is below 1.
+        """
+        for name, value in (("patience", patience), ("least", least)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.draft, self.worth, self.patience, self.least = draft, worth, patience, least
+        self._rows: dict[int, _Record] = {}
+
+    def propose(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], most: int) -> list[Sequence[int]]:
+        """What the other draft proposes for rows that have not given up, as long as was right lately."""
+        for row, said in zip(rows, tokens):
+            if not said:
+                self._rows[row] = _Record()
+            self._rows[row].note(len(said), self.least)
+        going = [i for i, row in enumerate(rows) if not self._rows[row].gives_up(self.worth, self.patience)]
+        proposals: list[Sequence[int]] = [()] * len(rows)
+        if most > 0 and going:
+            found = self.draft.propose([rows[i] for i in going], [tokens[i] for i in going], most)
+            for i, proposed in zip(going, found):
+                proposals[i] = proposed[: min(most, self._rows[rows[i]].length)]
+        for row, proposed in zip(rows, proposals):
+            self._rows[row].proposed = len(proposed)
+        return proposals
+
+    def finish(self, row: int, tokens: Sequence[int]) -> None:
+        """Passed on."""
+        self.draft.finish(row, tokens)
+
+
+@dataclass
+class _Record:
+    """How a row's drafts did: its tokens when it drafted last, how many it drafted then, and in all calls with drafts the
+    number of these and of the tokens that were right; how many to draft next."""
+
+    said: int = 0
+    proposed: int = 0
+    calls: int = 0
+    right: int = 0
+    length: int = sys.maxsize
+
+    def note(self, said: int, least: int) -> None:
+        """Takes in what came of the last draft: a call gives what was right of it and one token more."""
+        if self.proposed:
+            right = said - self.said - 1
+            self.calls, self.right, self.length = self.calls + 1, self.right + right, max(2 * right, least)
+        self.said, self.proposed = said, 0
+
+    def gives_up(self, worth: float, patience: int) -> bool:
+        """Whether drafts do not pay."""
+        return self.calls >= patience and self.right < worth * self.calls

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from speechkit.nn.decoder import TransformerDecoder
 from speechkit.search.attention import AttentionResult, TokenRules, attention_greedy
-from speechkit.search.speculative import DecoderDraft, Draft, HypothesisDraft, NgramDraft, PromptLookupDraft, speculative_greedy
+from speechkit.search.decoder_calls import count_calls
+from speechkit.search.speculative import (
+    AdaptiveDraft,
+    DecoderDraft,
+    Draft,
+    HypothesisDraft,
+    NgramDraft,
+    PromptLookupDraft,
+    speculative_greedy,
+)
 
 VOCAB, EOS = 13, 3
 RULES = TokenRules(eos=EOS, never=(0, 1, 2), max_repeats=3)
@@ -78,18 +87,21 @@ DRAFTS: dict[str, Callable[[TransformerDecoder], Draft]] = {
     "lookup": lambda decoder: PromptLookupDraft(),
     "lookup in texts": lambda decoder: PromptLookupDraft([result.tokens for result in greedy(decoder, 5)]),
     "small decoder": small_draft,
+    "random while it pays": lambda decoder: AdaptiveDraft(RandomDraft(1), patience=2),
+    "small decoder while it pays": lambda decoder: AdaptiveDraft(small_draft(decoder), patience=2),
 }
 
 
 @pytest.mark.parametrize("name", DRAFTS)
-@pytest.mark.parametrize("num_draft", [1, 4, 16])
-def test_every_draft_gives_the_tokens_of_greedy_search(name: str, num_draft: int) -> None:
+@pytest.mark.parametrize(("num_draft", "max_positions"), [(1, None), (4, 8), (16, None), (16, 40)])
+def test_every_draft_gives_the_tokens_of_greedy_search(name: str, num_draft: int, max_positions: int | None) -> None:
     decoder = make()
     expected = greedy(decoder, 5)
     assert sum(len(result.tokens) for result in expected) > 20
     source, prompts, limits = batch(decoder, 5)
+    draft = DRAFTS[name](decoder)
     results, stats = speculative_greedy(
-        decoder, source, prompts, limits, rules=RULES, draft=DRAFTS[name](decoder), num_draft=num_draft
+        decoder, source, prompts, limits, rules=RULES, draft=draft, num_draft=num_draft, max_positions=max_positions
     )
     assert [result.tokens for result in results] == [result.tokens for result in expected]
     for result, other in zip(results, expected):
@@ -144,6 +156,80 @@ def test_realignment_saves_calls() -> None:
     assert stats.tokens_per_call > 1.8
 
 
+def test_a_hypothesis_may_be_used_again_and_is_realigned_as_by_edit_distance() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        hypothesis, said = (rng.integers(4, 7, rng.integers(0, 8)).tolist() for _ in range(2))
+        draft = HypothesisDraft([hypothesis])
+        for _ in range(2):
+            for length in range(len(said) + 1):
+                [proposal] = draft.propose([0], [said[:length]], 99)
+                distances = [edit_distance(hypothesis[:end], said[:length]) for end in range(len(hypothesis) + 1)]
+                best = max(end for end, distance in enumerate(distances) if distance == min(distances))
+                assert proposal == hypothesis[best:]
+
+
+def edit_distance(first: Sequence[int], second: Sequence[int]) -> int:
+    if not first or not second:
+        return len(first) + len(second)
+    inner = edit_distance(first[:-1], second[:-1]) + (first[-1] != second[-1])
+    return min(inner, edit_distance(first[:-1], second) + 1, edit_distance(first, second[:-1]) + 1)
+
+
+def test_positions_of_a_call_are_bounded() -> None:
+    decoder = make()
+    source, prompts, limits = batch(decoder, 5)
+    expected = greedy(decoder, 5)
+    right = HypothesisDraft([result.tokens for result in expected], end=EOS)
+    with count_calls(decoder) as calls:
+        _, stats = speculative_greedy(decoder, source, prompts, limits, rules=RULES, draft=right, max_positions=12)
+    num_rows = int((limits > 0).sum())
+    assert calls.num_positions <= 12 * calls.num_calls + num_rows  # the prompt has one token more
+    assert calls.num_calls == stats.num_calls > 1
+    wrong = HypothesisDraft([[4] * 30] * 5)
+    _, stats = speculative_greedy(decoder, source, prompts, limits, rules=RULES, draft=wrong, max_positions=1)
+    assert stats.num_proposed == 0
+
+
+class Fixed:
+    """Proposes the same for all rows, and keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def propose(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        self.asked.append(list(rows))
+        return [[7] * most for _ in rows]
+
+    def finish(self, row: int, tokens: Sequence[int]) -> None:
+        pass
+
+
+def test_drafts_grow_and_shrink_and_end_where_they_do_not_pay() -> None:
+    fixed = Fixed()
+    draft = AdaptiveDraft(fixed, worth=0.5, patience=3, least=2)
+    said: dict[int, list[int]] = {0: [], 5: []}
+    lengths = []
+    for right in (3, 4, 0, 0, 0, 0, 0):  # of what row 0 drafts; nothing of what row 5 drafts is ever right
+        proposals = draft.propose([0, 5], [said[0], said[5]], 16)
+        lengths.append(tuple(map(len, proposals)))
+        said[0] += [7] * (right + 1)
+        said[5] += [8]
+    assert lengths == [(16, 16), (6, 2), (8, 2), (2, 0), (2, 0), (2, 0), (2, 0)]
+    assert fixed.asked == [[0, 5]] * 3 + [[0]] * 4
+    assert list(map(len, draft.propose([5], [[]], 16))) == [16], "a row that begins anew"
+    assert list(map(len, draft.propose([5], [[8]], 0))) == [0]
+
+
+def test_giving_up_costs_no_more_calls_than_greedy_search_and_few_tokens() -> None:
+    decoder = make()
+    source, prompts, limits = batch(decoder, 5)
+    draft = AdaptiveDraft(HypothesisDraft([[4] * 30] * 5), patience=2)
+    _, stats = speculative_greedy(decoder, source, prompts, limits, rules=RULES, draft=draft)
+    assert stats.num_calls <= max(len(result.tokens) for result in greedy(decoder, 5)) + 1
+    assert stats.num_proposed <= 5 * (16 + 4) + 4 * stats.num_accepted
+
+
 def test_ngrams_adapt_to_what_was_said() -> None:
     draft = NgramDraft(order=3)
     assert draft.propose([0], [[4, 5]], 4) == [[]]
@@ -167,5 +253,9 @@ def test_wrong_settings_are_named() -> None:
         speculative_greedy(decoder, source, prompts, limits, rules=RULES, draft=PromptLookupDraft(), num_draft=0)
     with pytest.raises(ValueError, match="order=1"):
         NgramDraft(order=1)
+    with pytest.raises(ValueError, match="max_positions=0"):
+        speculative_greedy(decoder, source, prompts, limits, rules=RULES, draft=PromptLookupDraft(), max_positions=0)
+    with pytest.raises(ValueError, match="patience=0"):
+        AdaptiveDraft(PromptLookupDraft(), patience=0)
     with pytest.raises(ValueError, match="max_match=0"):
         PromptLookupDraft(max_match=0)
