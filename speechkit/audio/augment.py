@@ -122,6 +122,31 @@ class Gain:
         return wave_N * np.float32(10.0 ** (rng.uniform(self.min_db, self.max_db) / 20.0))
 
 
+class RandomShift:
+    """Cuts off a random beginning, shorter than one output frame of most encoders.
+
+    Without it an utterance lies on the same grid of output frames in every epoch (with subsampling by 4, every 40 ms), and
+    a model of a small corpus learns the grid: cut 10 ms elsewhere, the same speech reads otherwise.
+    """
+
+    max_stretch = 1.0
+    max_added = 0.0
+
+    def __init__(self, *, max_seconds: Seconds = 0.04) -> None:
+        """Creates the augmenter.
+
+        Args:
+            max_seconds: what is cut off is drawn evenly from 0 to this. An utterance keeps at least half of its samples.
+        """
+        if not 0 <= max_seconds <= 1:
+            raise ValueError(f"max_seconds={max_seconds}: must be from 0 to 1")
+        self.max_seconds = max_seconds
+
+    def __call__(self, wave_N: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+        """Cuts."""
+        return wave_N[min(int(rng.uniform(0.0, self.max_seconds) * sample_rate), len(wave_N) // 2) :]
+
+
 class PadSilence:
     """Puts pauses before and after: so a recogniser learns that silence is no word, and where utterances do not end.
 

@@ -17,6 +17,7 @@ from speechkit.audio.augment import (
     Compose,
     Gain,
     PadSilence,
+    RandomShift,
     Reverb,
     SpeedPerturb,
     WaveTransform,
@@ -29,6 +30,7 @@ ALL: list[Callable[[], WaveTransform]] = [
     lambda: SpeedPerturb(),
     lambda: Gain(),
     lambda: PadSilence(probability=1.0),
+    lambda: RandomShift(),
     lambda: AddNoise(probability=1.0),
     lambda: Reverb(probability=1.0),
     lambda: CodecSim(codecs=["mulaw"], probability=1.0),
@@ -73,7 +75,7 @@ def test_contract_of_every_augmenter(make: Callable[[], WaveTransform], num_samp
     assert y.ndim == 1
     assert len(y) > 0
     assert len(y) <= num_samples * transform.max_stretch + transform.max_added * rate + 1
-    if (transform.max_stretch, transform.max_added) == (1.0, 0.0):
+    if (transform.max_stretch, transform.max_added) == (1.0, 0.0) and not isinstance(transform, RandomShift):
         assert len(y) == num_samples
     assert np.isfinite(y).all()
     np.testing.assert_array_equal(x, original)
@@ -135,6 +137,17 @@ def test_pauses_surround_the_utterance() -> None:
         assert max(len(before), len(after)) <= 0.4 * RATE
         seen.append(len(before))
     assert max(seen) > 0.3 * RATE
+
+
+def test_shift_cuts_less_than_a_frame_from_the_beginning_only() -> None:
+    speech, cut = rng().normal(0, 0.2, RATE).astype(np.float32), []
+    for seed in range(60):
+        y = RandomShift(max_seconds=0.04)(speech, RATE, rng(seed))
+        cut.append(len(speech) - len(y))
+        assert np.array_equal(y, speech[cut[-1] :])
+    assert 0 <= min(cut) < 0.005 * RATE
+    assert 0.035 * RATE < max(cut) <= 0.04 * RATE
+    assert len(RandomShift(max_seconds=1.0)(speech[:10], RATE, rng())) >= 5
 
 
 def test_noise_of_pauses_is_as_loud_as_the_quiet_parts() -> None:
