@@ -57,7 +57,7 @@ class AsrBatch(NamedTuple):
         task_tokens_BU: what the task asks for where that is not the transcript, such as its translation; int64, zero past
             each length, shape (B, U'). None when the task is to transcribe.
         task_token_lens_B: valid tokens of each row of it, int64, shape (B,).
-        tasks: names of the tasks, B of them; () when all are the model's usual one.
+        tasks: names of the tasks, B of them, "" for the model's usual one; () when all are.
         prompt_tokens_BU: text that came before, int64, zero past each length, shape (B, U''). None when there is none.
         prompt_token_lens_B: valid tokens of each row of it, 0 for no prompt, int64, shape (B,).
     """
@@ -75,6 +75,22 @@ class AsrBatch(NamedTuple):
     tasks: tuple[str, ...] = ()
     prompt_tokens_BU: Tensor | None = None
     prompt_token_lens_B: Tensor | None = None
+
+
+class TextBatch(NamedTuple):
+    """A collated batch of sentences, for language models.
+
+    Attributes:
+        tokens_BU: token ids, int64, zero past each length, shape (B, U).
+        token_lens_B: valid tokens of each row, int64, shape (B,).
+        ids: where the sentences stand, B of them.
+        num_skipped: always 0: text is read before training begins.
+    """
+
+    tokens_BU: Tensor
+    token_lens_B: Tensor
+    ids: tuple[str, ...]
+    num_skipped: int = 0
 
 
 class LossOutput(NamedTuple):

@@ -40,7 +40,7 @@ class ResumableLoader(DataLoader):
         self.batches = sampler
         self._taken = (0, 0)  # epoch, batches of it
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches that the sampler's epoch still holds. Nothing is read before the first one is asked for."""
         epoch = self.batches.epoch
         self.dataset.set_epoch(epoch)  # type: ignore[attr-defined]

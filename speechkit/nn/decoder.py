@@ -3,7 +3,7 @@
 Pre-norm layers of self-attention, cross-attention to a source and feed-forward (Vaswani et al. 2017, section 3.1; pre-norm,
 Xiong et al. 2020). The keys and values of the source are computed once per utterance. Those of the tokens so far are
 kept in a cache in which every row has a length of its own, so that rows may take in or give back different numbers of
-tokens, as speculative decoding does.
+tokens, as speculative decoding does. Without a source it is a language model.
 
 Shape legend: B batch, T source frames, U tokens, J new tokens, L room in the cache, D model, V vocab, H heads, K head
 dimension.
@@ -12,8 +12,9 @@ dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import Activation, FeedForward
 from speechkit.nn.masks import attention_mask, padding_mask
 from speechkit.nn.positional import sinusoids
+
+LayerSource = tuple[Tensor | None, Tensor | None, Tensor | None]  # keys, values and mask of one layer
 
 
 class Source(NamedTuple):
@@ -131,9 +134,24 @@ class CrossAttention(nn.Module):
         return self.query(x_BUD).reshape(num_sources, -1, self.num_heads, self.head_dim).transpose(1, 2)
 
 
+def read_source(readers: Iterable[Any], source_BTD: Tensor, source_lens_B: Tensor) -> Source:
+    """Prepares a source for the layers that attend to it.
+
+    Args:
+        readers: the `CrossAttention` of each layer.
+        source_BTD: encoder output, zero in padding, shape (B, T, D).
+        source_lens_B: valid frames of each row, int64, shape (B,).
+    """
+    pairs = [reader.keys_values(source_BTD) for reader in readers]
+    mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
+    return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
+
+
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention, feed-forward, each behind a layer norm and a residual; arguments as those of
     `TransformerDecoder`."""
+
+    cross_attention: CrossAttention | None
 
     def __init__(
         self,
@@ -142,6 +160,7 @@ class DecoderLayer(nn.Module):
         num_heads: int,
         ff_dim: int,
         source_dim: int | None = None,
+        cross_attention: bool = True,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         activation: Activation = "relu",
@@ -149,20 +168,27 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_norm = nn.LayerNorm(dim)
         self.self_attention = SelfAttention(dim=dim, num_heads=num_heads, position="none", dropout=attention_dropout)
-        self.cross_norm = nn.LayerNorm(dim)
-        self.cross_attention = CrossAttention(dim=dim, num_heads=num_heads, source_dim=source_dim, dropout=attention_dropout)
+        self.cross_attention = None
+        if cross_attention:
+            self.cross_norm = nn.LayerNorm(dim)
+            self.cross_attention = CrossAttention(dim=dim, num_heads=num_heads, source_dim=source_dim, dropout=attention_dropout)
         self.feed_forward = FeedForward(dim=dim, ff_dim=ff_dim, dropout=dropout, activation=activation)
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x_BUD: Tensor, self_mask: Tensor | None, key_BHTK: Tensor, value_BHTK: Tensor, source_mask: Tensor | None
+        self,
+        x_BUD: Tensor,
+        self_mask: Tensor | None,
+        key_BHTK: Tensor | None = None,
+        value_BHTK: Tensor | None = None,
+        source_mask: Tensor | None = None,
     ) -> Tensor:
         """Maps (B, U, D) to (B, U, D), all tokens at once.
 
         Args:
             x_BUD: tokens.
             self_mask: bool, broadcastable to (B, 1, U, U), True where a token may see another; None for everywhere.
-            key_BHTK: of the source, from this layer's `cross_attention.keys_values`.
+            key_BHTK: of the source, from this layer's `cross_attention.keys_values`; none without cross-attention.
             value_BHTK: of the source.
             source_mask: bool, broadcastable to (B, 1, U, T); None for everywhere.
         """
@@ -176,18 +202,20 @@ class DecoderLayer(nn.Module):
         layer: int,
         positions_BJ: Tensor,
         self_mask: Tensor,
-        source: Source,
+        source: LayerSource,
         attention: list[Tensor] | None = None,
     ) -> Tensor:
         """As `forward` for J new tokens at `positions_BJ` of the cache, whose keys and values are written there."""
         cached = cache.keys[layer], cache.values[layer]
         x_BJD = x_BJD + self.self_attention.extend(self.self_norm(x_BJD), *cached, positions_BJ, self_mask)
-        if attention is not None:
-            attention.append(self.cross_attention.weights(self.cross_norm(x_BJD), source.keys[layer], source.mask))
-        return self._read_source(x_BJD, source.keys[layer], source.values[layer], source.mask)
+        key_BHTK, _, mask = source
+        if attention is not None and self.cross_attention is not None and key_BHTK is not None:
+            attention.append(self.cross_attention.weights(self.cross_norm(x_BJD), key_BHTK, mask))
+        return self._read_source(x_BJD, *source)
 
-    def _read_source(self, x_BUD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None) -> Tensor:
-        x_BUD = x_BUD + self.dropout(self.cross_attention(self.cross_norm(x_BUD), key_BHTK, value_BHTK, mask))
+    def _read_source(self, x_BUD: Tensor, key_BHTK: Tensor | None, value_BHTK: Tensor | None, mask: Tensor | None) -> Tensor:
+        if self.cross_attention is not None:
+            x_BUD = x_BUD + self.dropout(self.cross_attention(self.cross_norm(x_BUD), key_BHTK, value_BHTK, mask))
         return x_BUD + self.feed_forward(x_BUD)
 
 
@@ -201,6 +229,7 @@ class TransformerDecoder(nn.Module):
         num_heads: attention heads.
         ff_dim: hidden width of the feed-forward layers.
         source_dim: width of what it attends to; None for `dim`.
+        cross_attention: whether it attends to a source at all; without, it takes None for one.
         dropout: rate in training on embeddings, hidden layers and residual branches.
         attention_dropout: rate on the attention weights in training.
         activation: of the feed-forward layers: "relu", "silu" or "gelu".
@@ -216,6 +245,7 @@ class TransformerDecoder(nn.Module):
         num_heads: int = 4,
         ff_dim: int = 2048,
         source_dim: int | None = None,
+        cross_attention: bool = True,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         activation: Activation = "relu",
@@ -232,6 +262,7 @@ class TransformerDecoder(nn.Module):
                 num_heads=num_heads,
                 ff_dim=ff_dim,
                 source_dim=source_dim,
+                cross_attention=cross_attention,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 activation=activation,
@@ -250,16 +281,15 @@ class TransformerDecoder(nn.Module):
             source_BTD: encoder output, shape (B, T, source_dim).
             source_lens_B: valid frames of each row, int64, shape (B,).
         """
-        mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
-        pairs = [layer.cross_attention.keys_values(source_BTD) for layer in self.layers]  # type: ignore[union-attr, operator]
-        return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
+        return read_source([layer.cross_attention for layer in self.layers], source_BTD, source_lens_B)
 
-    def forward(self, tokens_BU: Tensor, source: Source) -> Tensor:
+    def forward(self, tokens_BU: Tensor, source: Source | None) -> Tensor:
         """Scores of the token that follows each prefix, teacher-forced.
 
         Args:
             tokens_BU: token ids, beginning with the prompt; padding may hold any id, for no token sees what follows it.
-            source: from `read`, of B rows or of B / N: each is then that of N rows in turn, as of N-best lists.
+            source: from `read`, of B rows or of B / N: each is then that of N rows in turn, as of N-best lists. None
+                without cross-attention.
 
         Returns:
             logits, shape (B, U, V).
@@ -267,8 +297,8 @@ class TransformerDecoder(nn.Module):
         num_tokens, device = tokens_BU.shape[1], tokens_BU.device
         x_BUD = self._embed(tokens_BU, torch.arange(num_tokens, device=device))
         causal_UU = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
-        for layer, key, value in zip(self.layers, source.keys, source.values):
-            x_BUD = layer(x_BUD, causal_UU, key, value, source.mask)
+        for i, layer in enumerate(self.layers):
+            x_BUD = layer(x_BUD, causal_UU, *_of_layer(source, i))
         return self.head(self.norm(x_BUD))
 
     def start(self, num_rows: int, *, room: int = 32) -> DecoderCache:
@@ -279,7 +309,7 @@ class TransformerDecoder(nn.Module):
         return DecoderCache(empty[0], empty[1], torch.zeros(num_rows, dtype=torch.long, device=weight.device))
 
     def extend(
-        self, tokens_BJ: Tensor, cache: DecoderCache, source: Source, *, attention: list[Tensor] | None = None
+        self, tokens_BJ: Tensor, cache: DecoderCache, source: Source | None, *, attention: list[Tensor] | None = None
     ) -> Tensor:
         """Reads J more tokens per row, puts them into the cache, and scores what follows each.
 
@@ -288,7 +318,8 @@ class TransformerDecoder(nn.Module):
         Args:
             tokens_BJ: new token ids, shape (B, J).
             cache: what the rows have read so far; grows by J tokens in every row.
-            source: from `read`, of B rows or of B / N: each is then that of N rows in turn, as in a beam of N.
+            source: from `read`, of B rows or of B / N: each is then that of N rows in turn, as in a beam of N. None without
+                cross-attention.
             attention: takes from every layer the weights of the source, averaged over heads, fp32, shape (B, J, T).
 
         Returns:
@@ -301,7 +332,8 @@ class TransformerDecoder(nn.Module):
         seen_BJL = torch.arange(held, device=tokens_BJ.device) <= positions_BJ[..., None]
         x_BJD = self._embed(tokens_BJ, positions_BJ)
         for i, layer in enumerate(self.layers):
-            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], source, attention)  # type: ignore[operator]
+            of_layer = _of_layer(source, i)
+            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], of_layer, attention)  # type: ignore[operator]
         cache.lens_B = cache.lens_B + num_new
         return self.head(self.norm(x_BJD))
 
@@ -310,3 +342,8 @@ class TransformerDecoder(nn.Module):
         x_BUD = self.embedding(tokens_BU) * math.sqrt(self.dim)
         positions_BUD = sinusoids(positions.flatten(), self.dim).unflatten(0, positions.shape)
         return self.dropout(x_BUD + positions_BUD.to(x_BUD.dtype))
+
+
+def _of_layer(source: Source | None, layer: int) -> LayerSource:
+    """What one layer attends to."""
+    return (None, None, None) if source is None else (source.keys[layer], source.values[layer], source.mask)

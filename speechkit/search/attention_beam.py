@@ -24,8 +24,7 @@ from torch import Tensor
 
 from speechkit.search.attention import AttentionResult, TokenDecoder, TokenRules
 from speechkit.search.ctc_prefix_score import CtcPrefixScorer, CtcPrefixState
-from speechkit.search.fusion import score_pairs
-from speechkit.search.lm import Scorer
+from speechkit.search.lm import Scorer, score_ends, score_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +226,9 @@ class _Search:
         for (b, w, k), (value, state) in zip(inner, score_pairs(self.scorer, *pairs)):
             more[b, w, k] = value
             states[b][w][k] = state
-        for b, w, k in places:
-            if k == num - 1:
-                more[b, w, k] = self.scorer.final(self.lm_states[b][w])
+        ends = [place for place in places if place[2] == num - 1]
+        for (b, w, k), value in zip(ends, score_ends(self.scorer, [self.lm_states[b][w] for b, w, _ in ends])):
+            more[b, w, k] = value
         return added + more.to(added.device), states
 
     def _take_ends(self, candidates: _Candidates) -> None:

@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechkit.search.fusion import score_pairs
 from speechkit.search.inputs import check_log_probs
-from speechkit.search.lm import Scorer
+from speechkit.search.lm import Scorer, score_ends, score_pairs
 
 _ROOT, _DEAD, _NO_PARENT = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0, 1))
 _NO_TOKEN, _FILL = -1, -2  # tokens of the empty prefix and of the empty places of a frame: neither equals any other
@@ -333,6 +332,6 @@ class _Fusion:
     def finals(self, total: np.ndarray) -> np.ndarray:
         """What was added to each prefix, the scorer's last word included."""
         added = self.added.copy()
-        for b, w in zip(*np.nonzero(total > -np.inf), strict=True):
-            added[b, w] += self.scorer.final(self.states[b, w])
+        alive = np.nonzero(total > -np.inf)
+        added[alive] += score_ends(self.scorer, list(self.states[alive]))
         return added

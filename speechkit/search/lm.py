@@ -3,7 +3,7 @@
 A `Scorer` tells a beam search what to add to a prefix's score when a token is appended. Weights live in the scorer
 (shallow fusion: Gulcehre et al. 2015, "On Using Monolingual Corpora in Neural Machine Translation", section 4.1), so
 language models and hotwords combine by addition (`SumScorer`). A `LanguageModel` knows nothing of tokens: `WordScorer`
-feeds it whole words, `TokenScorer` the pieces themselves.
+feeds it whole words, `TokenScorer` the pieces themselves. Neural models are in `speechkit.search.neural_lm`.
 
 Log-probabilities are natural ones; ARPA files and KenLM use base 10 and are converted.
 """
@@ -46,6 +46,27 @@ class BatchScorer(Scorer, Protocol):
 
     def score_batch(self, states: Sequence[Any], tokens: Sequence[int]) -> Sequence[tuple[float, Any]]:
         """`score` of each (state, token) pair."""
+
+    def final_batch(self, states: Sequence[Any]) -> Sequence[float]:
+        """`final` of each state."""
+
+
+def score_pairs(scorer: Scorer, states: Sequence[Any], tokens: Sequence[int]) -> Sequence[tuple[float, Any]]:
+    """`scorer.score` of each (state, token) pair, in one call where the scorer can."""
+    if not tokens:
+        return []
+    if isinstance(scorer, BatchScorer):
+        return scorer.score_batch(states, tokens)
+    return [scorer.score(state, token) for state, token in zip(states, tokens, strict=True)]
+
+
+def score_ends(scorer: Scorer, states: Sequence[Any]) -> Sequence[float]:
+    """`scorer.final` of each state, in one call where the scorer can."""
+    if not states:
+        return []
+    if isinstance(scorer, BatchScorer):
+        return scorer.final_batch(states)
+    return [scorer.final(state) for state in states]
 
 
 class LanguageModel(Protocol):
@@ -149,12 +170,21 @@ class SumScorer:
 
     def score(self, state: tuple[Any, ...], token: int) -> tuple[float, tuple[Any, ...]]:
         """The sum of what all scorers add."""
-        parts = [scorer.score(own, token) for scorer, own in zip(self._scorers, state, strict=True)]
-        return sum(added for added, _ in parts), tuple(after for _, after in parts)
+        return self.score_batch([state], [token])[0]
+
+    def score_batch(self, states: Sequence[tuple[Any, ...]], tokens: Sequence[int]) -> list[tuple[float, tuple[Any, ...]]]:
+        """`score` of each (state, token) pair."""
+        parts = [score_pairs(scorer, own, tokens) for scorer, own in zip(self._scorers, zip(*states), strict=True)]
+        return [(sum(added for added, _ in pair), tuple(after for _, after in pair)) for pair in zip(*parts)]
 
     def final(self, state: tuple[Any, ...]) -> float:
         """The sum of what all scorers add at the end."""
-        return sum(scorer.final(own) for scorer, own in zip(self._scorers, state, strict=True))
+        return self.final_batch([state])[0]
+
+    def final_batch(self, states: Sequence[tuple[Any, ...]]) -> list[float]:
+        """`final` of each state."""
+        parts = [score_ends(scorer, own) for scorer, own in zip(self._scorers, zip(*states), strict=True)]
+        return [sum(ends) for ends in zip(*parts)]
 
 
 def lm_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
@@ -286,7 +316,11 @@ class KenLm:
 
 
 def load_lm(path: str | Path) -> LanguageModel:
-    """Read an n-gram model: `.arpa` and `.arpa.gz` by `ArpaLm`, every other file by `KenLm`."""
+    """Read an n-gram model: `.arpa` and `.arpa.gz` by `ArpaLm`, every other file by `KenLm`.
+
+    Raises:
+        ValueError: it cannot be read; the message says why.
+    """
     return ArpaLm.load(path) if str(path).endswith((".arpa", ".arpa.gz")) else KenLm(path)
 
 

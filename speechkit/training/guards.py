@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from speechkit.data.batch_size import is_out_of_memory
-from speechkit.types import AsrBatch
+from speechkit.types import AsrBatch, TextBatch
 
 MAX_IDS = 64
 
@@ -17,8 +17,13 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened to which utterances, and what to set."""
 
 
-def describe_batch(batch: AsrBatch, sample_rate: int) -> str:
-    """One line on the size of a batch: utterances, longest audio and target, padded seconds."""
+def describe_batch(batch: AsrBatch | TextBatch, sample_rate: int | None) -> str:
+    """One line on the size of a batch: utterances, longest audio and target, padded seconds; of text without a rate."""
+    if isinstance(batch, TextBatch):
+        num_rows, longest_text = batch.tokens_BU.shape
+        first = batch.ids[0] if batch.ids else "-"
+        return f"{num_rows} sentences, the longest {longest_text} tokens, {batch.tokens_BU.numel()} padded, the first {first}"
+    assert sample_rate is not None
     num_rows, num_samples = batch.wave_BN.shape
     longest = num_samples / sample_rate
     return (
@@ -28,7 +33,7 @@ def describe_batch(batch: AsrBatch, sample_rate: int) -> str:
 
 
 @contextmanager
-def explain_oom(batch: AsrBatch, sample_rate: int) -> Iterator[None]:
+def explain_oom(batch: AsrBatch | TextBatch, sample_rate: int | None) -> Iterator[None]:
     """Names the bucket when a step runs out of memory.
 
     Raises:
@@ -39,11 +44,18 @@ def explain_oom(batch: AsrBatch, sample_rate: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(
-            f"out of memory in a batch of {describe_batch(batch, sample_rate)}. Lower data.sampler.max_batch_seconds "
-            "(and raise trainer.accumulate_grad_batches to keep the step as large), drop long utterances with "
-            "data.max_seconds, or let `speechkit batch-size` find the largest safe batch of every bucket"
-        ) from error
+        raise TrainingError(f"out of memory in a batch of {describe_batch(batch, sample_rate)}. {_remedy(batch)}") from error
+
+
+def _remedy(batch: AsrBatch | TextBatch) -> str:
+    """What makes batches smaller."""
+    same_step = "(and raise trainer.accumulate_grad_batches to keep the step as large)"
+    if isinstance(batch, TextBatch):
+        return f"Lower data.max_batch_tokens {same_step}, or drop long sentences with data.max_tokens"
+    return (
+        f"Lower data.sampler.max_batch_seconds {same_step}, drop long utterances with data.max_seconds, or let "
+        "`speechkit batch-size` find the largest safe batch of every bucket"
+    )
 
 
 def nonfinite_message(losses: Iterable[torch.Tensor], ids: Iterable[tuple[str, ...]]) -> str:

@@ -2,6 +2,7 @@
 
     batch (waveforms) -> features -> augmentation (num_views copies) -> model.loss -> backward -> clip -> step
     batch (waveforms) -> features -> model.loss, infer -> summed losses and error counts, divided once per validation
+    batch (text)      -> model.loss -> ...             -> summed losses, perplexities
 
 What to train is handed in ready-made; a family differs in its `model` and `infer` alone. Data come from a datamodule,
 checkpoints, averages, progress and logs from callbacks beside this file.
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from speechkit.audio.cmvn import GlobalCmvn
-from speechkit.metrics.wer import WerAccumulator
 from speechkit.text.tokenizers import Tokenizer
+from speechkit.training.evaluation import ErrorRates, Perplexities
 from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
 from speechkit.training.optim import parameter_groups
-from speechkit.types import AsrBatch, Hypothesis
+from speechkit.types import AsrBatch, Hypothesis, TextBatch
 
 GLOBAL_CMVN_UTTERANCES = 500  # an hour of speech: the statistics no longer change visibly
 
@@ -34,41 +35,52 @@ class LitModule(pl.LightningModule):
     """Features, augmentation, model and how to optimise them.
 
     Args:
-        features: waveforms to features; has `sample_rate` (Hz) and `frame_shift` (seconds).
-        augment: features to augmented features, in training only; draws anew for every row.
-        model: has `loss(feats_BTF, feat_lens_B, batch) -> LossOutput` and `num_views`.
+        model: has `loss(feats_BTF, feat_lens_B, batch) -> LossOutput` and `num_views`; a model of text, trained without
+            features, has `loss(batch)`.
         tokenizer: the one that made the targets.
         optimizer: parameter groups to optimizer, e.g. a partial of `torch.optim.AdamW`.
         scheduler: (optimizer, total steps) to schedule, e.g. a partial of `speechkit.training.optim.noam`.
+        features: waveforms to features; has `sample_rate` (Hz) and `frame_shift` (seconds). None for models of text.
+        augment: features to augmented features, in training only; draws anew for every row. Only and always with features,
+            as the next.
         infer: the family's `infer`, with its options bound.
         on_nonfinite: what a NaN or infinite gradient does: "stop" training, or "skip" the step; both name the
             utterances.
+
+    Raises:
+        ValueError: `on_nonfinite` is unknown, or some of features, augment and infer are missing.
     """
 
     def __init__(
         self,
         *,
-        features: nn.Module,
-        augment: nn.Module,
         model: nn.Module,
         tokenizer: Tokenizer,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer, int], Any],
-        infer: Callable[..., list[Hypothesis]],
+        features: nn.Module | None = None,
+        augment: nn.Module | None = None,
+        infer: Callable[..., list[Hypothesis]] | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite={on_nonfinite!r} is unknown; choose stop or skip")
-        self.features: Any = features
-        self.augment: Any = augment
+        if len({part is None for part in (features, augment, infer)}) > 1:
+            raise ValueError("features, augment and infer go together: give all three for speech, none for text")
+        self.features: Any
+        self.augment: Any
+        self.features, self.augment = features, augment
         self.model: Any = model
         self.tokenizer, self.infer = tokenizer, infer
         self.optimizer, self.scheduler = optimizer, scheduler
         self.on_nonfinite = on_nonfinite
         self.num_skipped_steps = 0
         self._since_step: list[tuple[Tensor, tuple[str, ...]]] = []  # loss and ids of each accumulated batch
-        self._valid_wer = WerAccumulator()
+        self._evaluation: Any = Perplexities(tokenizer=tokenizer)
+        if infer is not None:
+            shift = float(self.features.frame_shift)
+            self._evaluation = ErrorRates(infer=infer, tokenizer=tokenizer, frame_shift=shift)
         self._valid_loss = (0.0, 0.0)  # summed loss, summed targets
 
     def on_fit_start(self) -> None:
@@ -87,18 +99,23 @@ class LitModule(pl.LightningModule):
             for wave_N in waves
         )
 
-    def training_step(self, batch: AsrBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: AsrBatch | TextBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         self._batch = batch
         if not batch.ids:  # nothing in it could be read; other ranks still wait for this one's gradients
             return sum(parameter.sum() for parameter in self.model.parameters()) * 0.0
         with explain_oom(batch, self.sample_rate):
-            feats_BTF, feat_lens_B = self.compute_features(batch, views=self.model.num_views)
-            output = self.model.loss(feats_BTF, feat_lens_B, batch)
+            output = self.model.loss(*self._inputs(batch), batch)
         self._since_step.append((output.loss.detach(), batch.ids))
         logged = {"train/loss": output.loss.detach()} | {f"train/{name}": part for name, part in output.parts.items()}
         self.log_dict({name: value.float() for name, value in logged.items()}, batch_size=len(batch.ids))
         return output.loss
+
+    def _inputs(self, batch: Any) -> tuple[Tensor, ...]:
+        """What the model's loss takes beside the batch: features and their lengths, nothing for text."""
+        if self.features is None:
+            return ()
+        return self.compute_features(batch, views=self.model.num_views if self.training else 1)
 
     def compute_features(self, batch: AsrBatch, *, views: int = 1) -> tuple[Tensor, Tensor]:
         """Features of a batch in fp32; in training, `views` copies of them, one after the other, augmented each for itself.
@@ -136,28 +153,23 @@ class LitModule(pl.LightningModule):
         self.num_skipped_steps += 1
         print(f"step {self.trainer.global_step} skipped: {message}")
 
-    def validation_step(self, batch: AsrBatch, batch_idx: int) -> Any:
-        """Adds a batch to the validation sums; returns its hypotheses for callbacks to show."""
+    def validation_step(self, batch: AsrBatch | TextBatch, batch_idx: int) -> Any:
+        """Adds a batch to the validation sums; returns its hypotheses, if there are any, for callbacks to show."""
         with explain_oom(batch, self.sample_rate):
-            feats_BTF, feat_lens_B = self.compute_features(batch)
-            output = self.model.loss(feats_BTF, feat_lens_B, batch)
-            hypotheses = self.infer(
-                self.model, feats_BTF, feat_lens_B, tokenizer=self.tokenizer, frame_shift=self.features.frame_shift
-            )
+            inputs = self._inputs(batch)
+            output = self.model.loss(*inputs, batch)
+            hypotheses = self._evaluation.update(self.model, inputs, batch, output)
         loss, targets = self._valid_loss
         num_targets = float(output.num_targets)
         self._valid_loss = (loss + float(output.loss) * num_targets, targets + num_targets)
-        self._valid_wer.update(batch.texts, [hypothesis.text for hypothesis in hypotheses])
         return hypotheses
 
     def on_validation_epoch_end(self) -> None:
         """Sums over ranks, divides once, logs."""
-        sums = torch.tensor([*self._valid_loss, *self._valid_wer.state()], dtype=torch.float64, device=self.device)
-        loss, targets, *counts = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        self._valid_wer.load_state([round(count) for count in counts])
-        metrics = {"valid/loss": loss / max(targets, 1.0), "valid/wer": self._valid_wer.wer, "valid/cer": self._valid_wer.cer}
+        sums = torch.tensor([*self._valid_loss, *self._evaluation.take_sums()], dtype=torch.float64, device=self.device)
+        loss, targets, *others = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        metrics = {"valid/loss": loss / max(targets, 1.0), **self._evaluation.metrics(others)}
         self.log_dict(metrics, batch_size=1, sync_dist=True)  # equal on all ranks; Lightning wants to hear it
-        self._valid_wer.reset()
         self._valid_loss = (0.0, 0.0)
 
     def configure_optimizers(self) -> Any:
@@ -182,6 +194,6 @@ class LitModule(pl.LightningModule):
         return min(ends)
 
     @property
-    def sample_rate(self) -> int:
-        """Sample rate of the features, in Hz."""
-        return int(self.features.sample_rate)
+    def sample_rate(self) -> int | None:
+        """Sample rate of the features, in Hz; None for models of text."""
+        return None if self.features is None else int(self.features.sample_rate)

@@ -11,19 +11,22 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
-from speechkit.types import AsrBatch
+from speechkit.types import AsrBatch, TextBatch
 
-SPEED, PADDING = "train/audio_s_per_s", "train/padding_percent"
+SPEED, TOKEN_SPEED, PADDING = "train/audio_s_per_s", "train/tokens_per_s", "train/padding_percent"
+SPEEDS = ((SPEED, "audio-s/s"), (TOKEN_SPEED, "tokens/s"))
+RATES, PERPLEXITIES = ("wer", "cer"), ("ppl", "word_ppl")  # of validations
 
 
 class SpeedMonitor(pl.Callback):
-    """Logs audio seconds trained per second of wall clock (validation and saving excluded) and the share of padding.
+    """Logs audio seconds, or tokens of text, trained per second of wall clock (validation and saving excluded) and the
+    share of padding.
 
     Both are taken over the steps between two logs, summed over ranks' own data; nothing waits for the device in between.
     """
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None  # audio samples, padded samples
+        self._sums: Tensor | None = None  # samples or tokens, the same with padding
         self._seconds = 0.0
         self._last_end: float | None = None
 
@@ -36,29 +39,33 @@ class SpeedMonitor(pl.Callback):
         self._last_end = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: AsrBatch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: AsrBatch | TextBatch, batch_idx: int
     ) -> None:
         """Adds the batch; logs every `log_every_n_steps` batches."""
-        audio = batch.wave_lens_B.sum().double()
-        sums = torch.stack([audio, torch.full_like(audio, batch.wave_BN.numel())])
+        if isinstance(batch, TextBatch):
+            lens_B, padded, name = batch.token_lens_B, batch.tokens_BU, TOKEN_SPEED
+        else:
+            lens_B, padded, name = batch.wave_lens_B, batch.wave_BN, SPEED
+        valid = lens_B.sum().double()
+        sums = torch.stack([valid, torch.full_like(valid, padded.numel())])
         self._sums = sums if self._sums is None else self._sums + sums
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it outside __init__
         if (batch_idx + 1) % every == 0 or trainer.is_last_batch:
-            audio_samples, padded_samples = self._sums.tolist()
+            num_valid, num_padded = self._sums.tolist()
             self._sums = None
             now = time.perf_counter()
             self._seconds += now - self._last_end if self._last_end is not None else 0.0
             if self._seconds > 0:
-                speed = audio_samples / pl_module.sample_rate / self._seconds * trainer.world_size
-                pl_module.log(SPEED, speed, batch_size=1)
-            pl_module.log(PADDING, 100 * (1 - audio_samples / max(padded_samples, 1)), batch_size=1)
+                amount = num_valid if name == TOKEN_SPEED else num_valid / pl_module.sample_rate
+                pl_module.log(name, amount / self._seconds * trainer.world_size, batch_size=1)
+            pl_module.log(PADDING, 100 * (1 - num_valid / max(num_padded, 1)), batch_size=1)
             self._seconds, self._last_end = 0.0, now
         elif self._last_end is None:
             self._last_end = time.perf_counter()
 
 
 class SpeechProgressBar(TQDMProgressBar):
-    """A bar with loss, audio-s/s and padding on a terminal; one line after each validation on a terminal or not.
+    """A bar with loss, speed and padding on a terminal; one line after each validation on a terminal or not.
 
     Args:
         stream_is_terminal: None looks at standard error.
@@ -77,8 +84,8 @@ class SpeechProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands at the right of the bar."""
         metrics = trainer.callback_metrics
-        shown = {"loss": ("train/loss", ".3f"), "audio-s/s": (SPEED, ".0f"), "padding %": (PADDING, ".1f")}
-        return {label: format(float(metrics[key]), form) for label, (key, form) in shown.items() if key in metrics}
+        shown = [("loss", "train/loss", ".3f"), *((unit, name, ".0f") for name, unit in SPEEDS), ("padding %", PADDING, ".1f")]
+        return {label: format(float(metrics[key]), form) for label, key, form in shown if key in metrics}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the size of the model and the padding report before the first step."""
@@ -104,8 +111,11 @@ def metrics_line(trainer: pl.Trainer, elapsed: float) -> str:
     columns = [f"epoch {trainer.current_epoch + 1} step {trainer.global_step}"]
     columns += [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
     if "valid/loss" in metrics:
-        columns.append(f"valid loss {metrics['valid/loss']:.3f} wer {metrics['valid/wer']:.1%} cer {metrics['valid/cer']:.1%}")
-    columns += [f"{metrics[SPEED]:.0f} audio-s/s"] if SPEED in metrics else []
+        found = [f"valid loss {metrics['valid/loss']:.3f}"]
+        found += [f"{name} {metrics[f'valid/{name}']:.1%}" for name in RATES if f"valid/{name}" in metrics]
+        found += [f"{name} {metrics[f'valid/{name}']:.2f}" for name in PERPLEXITIES if f"valid/{name}" in metrics]
+        columns.append(" ".join(found))
+    columns += [f"{metrics[name]:.0f} {unit}" for name, unit in SPEEDS if name in metrics]
     columns += [f"padding {metrics[PADDING]:.1f}%"] if PADDING in metrics else []
     columns += [f"lr {metrics['train/lr']:.2e}"] if "train/lr" in metrics else []
     minutes, seconds = divmod(int(elapsed), 60)

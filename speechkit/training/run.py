@@ -133,11 +133,20 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
     Path(path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def model_card(*, name: str, command: str, metrics: dict[str, float], num_parameters: int, facts: dict[str, str]) -> str:
-    """The README.md of an exported model."""
-    lines = [f"# {name}", "", "A speech recogniser trained with speechkit.", ""]
+USES = {
+    "recognizer": ("speech recogniser", ("import speechkit", 'speechkit.load("<this folder>").transcribe(["a.wav"])')),
+    "language_model": ("language model", ('speechkit decode decode=ctc_beam_lm decode.options.lm="<this folder>" ...',)),
+}  # what a model of a kind is, and lines that use it
+
+
+def model_card(
+    *, kind: str, name: str, command: str, metrics: dict[str, float], num_parameters: int, facts: dict[str, str]
+) -> str:
+    """The README.md of an exported model of one of the kinds in `USES`."""
+    what, use = USES[kind]
+    lines = [f"# {name}", "", f"A {what} trained with speechkit.", ""]
     lines += [f"- {key}: {value}" for key, value in {"parameters": f"{num_parameters:,}", **facts}.items()]
     lines += ["", "| metric (validation) | value |", "|---|---|"]
     lines += [f"| {metric} | {value:.4f} |" for metric, value in metrics.items()]
-    lines += ["", "Trained by", "", f"    {command}", "", "Use", "", "    import speechkit"]
-    return "\n".join([*lines, '    speechkit.load("<this folder>").transcribe(["a.wav"])', ""])
+    lines += ["", "Trained by", "", f"    {command}", "", "Use", "", *(f"    {line}" for line in use), ""]
+    return "\n".join(lines)

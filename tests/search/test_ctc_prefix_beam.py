@@ -45,6 +45,12 @@ class BatchBigramScorer(BigramScorer):
     def score(self, state: int, token: int) -> tuple[float, int]:
         raise AssertionError("score_batch should be used")
 
+    def final_batch(self, states: Sequence[int]) -> list[float]:
+        return [super(BatchBigramScorer, self).final(state) for state in states]
+
+    def final(self, state: int) -> float:
+        raise AssertionError("final_batch should be used")
+
 
 def random_log_probs(seed: int, batch: int, frames: int, vocab: int, peak: float = 1.0) -> torch.Tensor:
     values = np.random.default_rng(seed).normal(size=(batch, frames, vocab)) * peak

@@ -14,13 +14,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from speechkit.models.cassnat.model import BLANK, CassNatModel, Prediction
+from speechkit.models.cassnat.model import CassNatModel, Prediction
 from speechkit.search.alignment_sampling import Alignments, sample_alignments
 from speechkit.search.ctc_greedy import CtcPath
-from speechkit.search.fusion import LmUnit, build_scorer, check_fusion, score_pairs
+from speechkit.search.fusion import Lm, LmUnit, build_scorer, check_fusion
 from speechkit.search.hypotheses import Timestamps, check_timestamps, to_hypothesis
-from speechkit.search.lm import Scorer
-from speechkit.text.tokenizers import Tokenizer
+from speechkit.search.lm import Scorer, score_ends, score_pairs
+from speechkit.text.tokenizers import BLANK, Tokenizer
 from speechkit.types import Hypothesis, Seconds
 
 
@@ -52,11 +52,13 @@ class CassNatDecodeOptions:
         seed: of the samples.
         rank_by: what chooses between the transcripts that come of the paths, each divided by the number of tokens and end
             of sentence: "model" (log-probability under the model), "lm" (that and `lm`) or "ranker" (`ranker` alone).
-        lm: path of an n-gram model, ARPA or KenLM; only and always with rank_by "lm", as the next three.
-        lm_unit: what it was trained on: "word", or "token" for the tokenizer's pieces.
+        lm: path of an n-gram model, ARPA or KenLM, or a neural model, as in `speechkit.search.options.SearchOptions`; only
+            and always with rank_by "lm", as the next three.
+        lm_unit: what an n-gram model was trained on: "word", or "token" for the tokenizer's pieces.
         lm_weight: factor on its log-probabilities.
-        word_bonus: added for every word (for every token with lm_unit "token").
-        ranker: only and always with rank_by "ranker".
+        word_bonus: added for every word (for every token with lm_unit "token" and neural models).
+        ranker: a model that ranks, such as `speechkit.models.aed.ranker.AedRanker`; only and always with rank_by "ranker".
+            Or the folder of an attention encoder-decoder, which a `Recognizer` loads when it is given the options.
         timestamps: None, "token", or "word" (which gives tokens too): where CTC saw the tokens.
 
     Raises:
@@ -67,11 +69,11 @@ class CassNatDecodeOptions:
     threshold: float = 0.9
     seed: int = 0
     rank_by: Literal["model", "lm", "ranker"] = "model"
-    lm: str | None = None
+    lm: Lm | None = None
     lm_unit: LmUnit = "word"
     lm_weight: float = 0.5
     word_bonus: float = 0.0
-    ranker: Ranker | None = None
+    ranker: Ranker | str | None = None
     timestamps: Timestamps | None = None
 
     def __post_init__(self) -> None:
@@ -161,6 +163,8 @@ def _scores(
     once."""
     if options.rank_by == "model":
         return [path.score for path in paths]
+    if isinstance(options.ranker, str):
+        raise ValueError(f"ranker={options.ranker} is not loaded; set these options on a Recognizer, or give an AedRanker")
     if options.ranker is not None:
         sequences: list[list[tuple[int, ...]]] = [[] for _ in range(len(feats_BTF))]
         for row, tokens in dict.fromkeys((row, path.tokens) for row, path in zip(rows, paths)):
@@ -184,4 +188,4 @@ def _score_all(scorer: Scorer, sequences: Sequence[tuple[int, ...]]) -> dict[tup
         pairs = score_pairs(scorer, [states[i] for i in growing], [sequences[i][u] for i in growing])
         for i, (added, state) in zip(growing, pairs, strict=True):
             totals[i], states[i] = totals[i] + added, state
-    return {tokens: total + scorer.final(state) for tokens, total, state in zip(sequences, totals, states)}
+    return {tokens: total + end for tokens, total, end in zip(sequences, totals, score_ends(scorer, states))}
