@@ -118,7 +118,8 @@ def row(utterance: Utterance, hypothesis: Hypothesis, *, audio_s: float, decode_
 def run_info(cfg: DictConfig, recognizer: Recognizer, *, warmup_batches: int, wall_s: float) -> RunInfo:
     """How the times were taken."""
     name = torch.cuda.get_device_name(recognizer.device) if recognizer.device.type == "cuda" else platform.processor()
-    options = {"infer": f"{recognizer.infer.__module__}.infer", **dataclasses.asdict(recognizer.options)}
+    settings = {field.name: getattr(recognizer.options, field.name) for field in dataclasses.fields(recognizer.options)}
+    options = {"infer": f"{recognizer.infer.__module__}.infer", **settings}
     return RunInfo(
         device=f"{recognizer.device} ({name or platform.machine()})",
         dtype=cfg.dtype,

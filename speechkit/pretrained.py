@@ -2,7 +2,8 @@
 
 A folder holds::
 
-    config.yaml          what to build: features, model, decode, as `_target_` and arguments, plus facts about the training
+    config.yaml          what to build: features, model, decode, as `_target_` and arguments, plus facts about the training;
+                         for a language model, the model alone
     model.safetensors    weights, keys "features.*" and "model.*"
     tokenizer.json (+ tokenizer.model)
     README.md            model card with the figures
@@ -13,10 +14,11 @@ own `audio`, `text`, `nn`, `search` and `models` packages (checked on the resolv
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from speechkit.models.aed.model import AedModel
+from speechkit.models.aed.ranker import AedRanker
 from speechkit.recognizer import Recognizer
+from speechkit.search.neural_lm import NeuralLm
 from speechkit.text.tokenizers import Tokenizer, load_tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
 ALLOWED_PACKAGES = ("speechkit.audio.", "speechkit.text.", "speechkit.nn.", "speechkit.search.", "speechkit.models.")
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
+PARTS = {"recognizer": ("features", "model", "decode"), "language_model": ("model",)}  # of a config, by kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ def save_pretrained(
 
     Args:
         directory: made when absent; files of the same names are replaced.
-        config: plain values only: "kind", "features", "model", "decode", and facts such as "languages" or "metrics".
+        config: plain values only: "kind", the `PARTS` of this kind, and facts such as "languages" or "metrics".
         state_dict: weights and buffers, keys starting with "features." or "model.".
         tokenizer: saved beside the weights.
         card: text of the model card (Markdown).
@@ -71,7 +77,7 @@ def save_pretrained(
         ValueError: a needed part of `config` is missing, a key of `state_dict` has another prefix, or a value is no plain one.
     """
     directory = Path(directory)
-    missing = [key for key in ("kind", "features", "model", "decode") if key not in config]
+    missing = _missing(config)
     if missing:
         raise ValueError(f"config lacks {', '.join(missing)}: a pretrained folder could not be loaded again")
     strangers = [key for key in state_dict if not key.startswith(("features.", "model."))]
@@ -111,6 +117,8 @@ def load(
     """
     directory = _find(name)
     config = read_config(directory)
+    if config["kind"] == "language_model":
+        raise ValueError(f"{directory} holds a language model: name it in a recogniser's decode options, as lm={name}")
     if config["kind"] != "recognizer":
         raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not known to this version of speechkit")
     tokenizer = load_tokenizer(directory)
@@ -124,7 +132,7 @@ def load(
     model = instantiate(config["model"], where=f"{directory / CONFIG}: model")
     infer = instantiate({**config["decode"], "_partial_": True}, where=f"{directory / CONFIG}: decode")
     _load_weights(directory / WEIGHTS, nn.ModuleDict({"features": features, "model": model}))
-    target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    target = _device(device)
     return Recognizer(
         features=features.to(target),
         model=model.to(target, dtype=_dtype(dtype)),
@@ -135,7 +143,68 @@ def load(
         name=str(name),
         window_seconds=config.get("window_seconds", 30.0),
         merge_seconds=config.get("merge_seconds"),
+        load_named=_load_named,
     )
+
+
+def load_ranker(name: str | Path, recognizer: Recognizer) -> AedRanker:
+    """Loads an attention encoder-decoder to rank transcripts of another recogniser, as CASS-NAT's decode options take it.
+
+    A `Recognizer` does this by itself where its options name a folder. The language is that of the model's own options.
+
+    Args:
+        name: as in `load`.
+        recognizer: whose transcripts are ranked; the ranker goes where it is.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is damaged, holds no attention encoder-decoder, or one with other tokens or features.
+    """
+    target = read_config(_find(name))["model"].get("_target_")
+    if target != f"{AedModel.__module__}.AedModel":
+        raise ValueError(f"ranker={name} is a {target}; give the folder of an attention encoder-decoder (AedModel)")
+    ranker = load(name, device=recognizer.device, dtype=recognizer.dtype)
+    for what, own, other in (
+        ("tokenizer", ranker.tokenizer.fingerprint(), recognizer.tokenizer.fingerprint()),
+        ("features", ranker.features.fingerprint(), recognizer.features.fingerprint()),
+    ):
+        if own != other:
+            raise ValueError(f"ranker={name} has other {what} ({own}) than the recogniser ({other}); train both with the same")
+    statistics = recognizer.features.state_dict()
+    if any(not torch.equal(value, statistics[key]) for key, value in ranker.features.state_dict().items()):
+        raise ValueError(
+            f"ranker={name} normalises features by other means and deviations than the recogniser; train both with the same"
+        )
+    return AedRanker(model=ranker.model, language=ranker.options.language, name=str(name))
+
+
+def load_language_model(name: str | Path, *, device: str | torch.device | None = None) -> NeuralLm:
+    """Loads a neural language model, to be given as `lm` to decode options.
+
+    A `Recognizer` does this by itself where its options name a folder.
+
+    Args:
+        name: pretrained folder of a language model, or a hub name.
+        device: where it is to run; None takes the GPU when there is one.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is damaged, or holds no language model.
+    """
+    directory = _find(name)
+    config = read_config(directory)
+    if config["kind"] != "language_model":
+        raise ValueError(f"lm={name} is a folder with a {config['kind']}; give that of a language model, or an n-gram file")
+    model = instantiate(config["model"], where=f"{directory / CONFIG}: model")
+    _load_weights(directory / WEIGHTS, nn.ModuleDict({"model": model}))
+    decoder = model.decoder.to(_device(device)).eval().requires_grad_(False)
+    return NeuralLm(decoder=decoder, tokenizer=load_tokenizer(directory), name=str(name))
+
+
+def tokenizer_of(texts: Iterable[str], *, name: str | Path) -> Tokenizer:
+    """The tokenizer of a trained model; the same call as the training of one, but nothing is learnt from the texts."""
+    del texts
+    return load_tokenizer(_find(name))
 
 
 def init_from(module: nn.Module, name: str | Path, *, prefix: str = "model.encoder.") -> str:
@@ -169,6 +238,16 @@ def init_from(module: nn.Module, name: str | Path, *, prefix: str = "model.encod
     module.load_state_dict({key: found[key].to(own[key].dtype) for key in shared}, strict=False)
     left_out, fresh = len(found.keys() - shared), len(module.state_dict()) - len(shared)
     return f"init_from {name}: took {len(shared)} weights {prefix}*, left out {left_out}; {fresh} others start afresh"
+
+
+def _load_named(options: Any, recognizer: Recognizer) -> Any:
+    """Decode options with the models loaded that they name by folders: a language model (not n-gram files), a ranker."""
+    lm, ranker = (getattr(options, name, None) for name in ("lm", "ranker"))
+    if isinstance(lm, str) and Path(lm).is_dir():
+        options = dataclasses.replace(options, lm=load_language_model(lm, device=recognizer.device))
+    if isinstance(ranker, str):
+        options = dataclasses.replace(options, ranker=load_ranker(ranker, recognizer))
+    return options
 
 
 def list_models() -> list[ModelInfo]:
@@ -205,9 +284,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    missing = [
-        key for key in ("kind", "features", "model", "decode") if not isinstance(config, dict) or key not in config
-    ]
+    missing = _missing(config)
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it is not the config of a pretrained folder")
     return config
@@ -270,6 +347,16 @@ def _load_weights(path: Path, modules: nn.Module) -> None:
         modules.load_state_dict(_read_weights(path))
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _missing(config: Any) -> list[str]:
+    """What a config of its kind would need in addition."""
+    known: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
+    return [key for key in ("kind", *PARTS.get(str(known.get("kind")), PARTS["recognizer"])) if key not in known]
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

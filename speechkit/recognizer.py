@@ -76,6 +76,7 @@ class Recognizer:
             length of a training utterance. None for half of `window_seconds`.
     """
 
+        load_named: decode options with the models loaded that they name by folders; None where they never do.
     def __init__(
         self,
         *,
@@ -90,12 +91,12 @@ class Recognizer:
         merge_seconds: Seconds | None = None,
     ) -> None:
         self.features: Any = features.eval()
+        load_named: Callable[[Any, Recognizer], Any] | None = None,
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
-        self.infer = infer
+        self.infer, self._load_named = infer, load_named
         self.options = options
-        self.languages = tuple(languages)
-        self.name = name
+        self.languages, self.name = tuple(languages), name
         self.window_seconds = window_seconds
         self.merge_seconds = window_seconds / 2 if merge_seconds is None else merge_seconds
         self.context_seconds = min(2.0, window_seconds / 6)
@@ -107,6 +108,15 @@ class Recognizer:
 
     @property
     def sample_rate(self) -> int:
+    @property
+    def options(self) -> Any:
+        """The family's decode options. Models that they name by folders are loaded when they are set."""
+        return self._options
+
+    @options.setter
+    def options(self, options: Any) -> None:
+        self._options = options if self._load_named is None else self._load_named(options, self)
+
         """Sample rate in Hz that the model works at; audio of any other rate is resampled."""
         return int(self.features.sample_rate)
 

@@ -5,13 +5,14 @@ Shape legend: B batch, T frames, U tokens, V vocab.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from speechkit.search.ctc_align import ctc_align
+from speechkit.search.ctc_align import Alignment, ctc_align
 from speechkit.search.ctc_greedy import CtcPath
 from speechkit.search.ctc_prefix_beam import BeamResult
 from speechkit.text.tokenizers import Tokenizer
@@ -27,29 +28,45 @@ def check_timestamps(timestamps: str | None) -> None:
 
 
 def align_to_frames(
-    tokens: Sequence[Sequence[int]], scores: Sequence[float], log_probs_BTV: Tensor, lens_B: Tensor, *, blank: int = 0
-) -> list[CtcPath | None]:
+    tokens: Sequence[Sequence[int]],
+    scores: Sequence[float],
+    log_probs_BTV: Tensor,
+    lens_B: Tensor,
+    *,
+    confidences: Sequence[Sequence[float]] | None = None,
+    blank: int = 0,
+) -> list[CtcPath]:
     """Lays one token sequence per row onto its frames by the best CTC path.
+
+    Tokens that no path of non-zero probability spells (more of them than frames) are spread evenly over the frames, with a
+    warning.
 
     Args:
         tokens: token ids of each row, B of them.
         scores: taken over into the paths.
         log_probs_BTV: frame log-probabilities, shape (B, T, V).
         lens_B: valid frames of each row, int64, shape (B,).
+        confidences: of each token, taken over into the paths; None for those of CTC.
         blank: id of the blank token.
 
     Returns:
-        one path per row; None where no path of non-zero probability spells the tokens.
+        one path per row.
     """
     token_lens_B = torch.tensor([len(ids) for ids in tokens], dtype=torch.long)
     tokens_BU = torch.zeros(len(tokens), max(map(len, tokens), default=0), dtype=torch.long)
     for row, ids in zip(tokens_BU, tokens):
         row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
     alignments = ctc_align(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank=blank)
-    return [
-        None if found is None else CtcPath(tuple(ids), found.start_frames, found.end_frames, found.confidences, score)
-        for ids, score, found in zip(tokens, scores, alignments)
-    ]
+    paths = []
+    for row, (ids, score, found, length) in enumerate(zip(tokens, scores, alignments, lens_B.tolist())):
+        if found is None:
+            if ids:
+                warnings.warn("a transcript has too many tokens to be aligned; its times are spread evenly", stacklevel=3)
+            edges = [round(length * i / max(len(ids), 1)) for i in range(len(ids) + 1)]
+            found = Alignment(tuple(edges[:-1]), tuple(edges[1:]), (0.0,) * len(ids), score)
+        own = found.confidences if confidences is None else tuple(confidences[row])
+        paths.append(CtcPath(tuple(ids), found.start_frames, found.end_frames, own, score))
+    return paths
 
 
 def best_paths(nbest: Sequence[Sequence[BeamResult]], log_probs_BTV: Tensor, lens_B: Tensor, *, blank: int = 0) -> list[CtcPath]:
@@ -63,10 +80,7 @@ def best_paths(nbest: Sequence[Sequence[BeamResult]], log_probs_BTV: Tensor, len
     """
     impossible = BeamResult(tokens=(), start_frames=(), score=float("-inf"), am_score=float("-inf"))
     best = [results[0] if results else impossible for results in nbest]
-    paths = align_to_frames([r.tokens for r in best], [r.score for r in best], log_probs_BTV, lens_B, blank=blank)
-    for result, path in zip(best, paths):
-        assert path is not None or not result.tokens, f"the search found {result.tokens}, which no path spells"
-    return [CtcPath((), (), (), (), result.score) if path is None else path for result, path in zip(best, paths)]
+    return align_to_frames([r.tokens for r in best], [r.score for r in best], log_probs_BTV, lens_B, blank=blank)
 
 
 def to_hypothesis(path: CtcPath, tokenizer: Tokenizer, timestamps: Timestamps | None, frame_shift: Seconds) -> Hypothesis:

@@ -234,6 +234,9 @@ class NgramDraft:
         self.order, self.min_count = order, min_count
         self._following: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
 
+    def __repr__(self) -> str:
+        return f"NgramDraft(order={self.order}, min_count={self.min_count})"
+
     def learn(self, texts: Iterable[Sequence[int]]) -> NgramDraft:
         """Counts the n-grams of token sequences; gives back itself."""
         for tokens in texts:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 SPECIALS = ("<blank>", "<unk>", "<sos>", "<eos>")
+BLANK, UNK, SOS, EOS = range(len(SPECIALS))  # their ids, the same in every tokenizer
 CONFIG_FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"
 FORMAT_VERSION = 1
@@ -101,10 +102,10 @@ class TableTokenizer(ABC):
     """Shared behaviour: a table from ids to what they spell. Kinds differ in `_encode` and in what they save."""
 
     kind: ClassVar[str]
-    blank_id = 0
-    unk_id = 1
-    sos_id = 2
-    eos_id = 3
+    blank_id = BLANK
+    unk_id = UNK
+    sos_id = SOS
+    eos_id = EOS
 
     def __init__(self, *, names: Sequence[str], surfaces: Sequence[bytes], tags: Sequence[str]) -> None:
         for tag in tags:

@@ -24,16 +24,24 @@ from typing import Any, Protocol, runtime_checkable
 
 from speechkit.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from speechkit.text.token_table import (
+    BLANK,
     CONFIG_FILE,
+    EOS,
     FORMAT_VERSION,
     MODEL_FILE,
+    SOS,
     SPECIALS,
+    UNK,
     TableTokenizer,
     clean_text,
 )
 
 __all__ = [
+    "BLANK",
+    "EOS",
+    "SOS",
     "SPECIALS",
+    "UNK",
     "ByteTokenizer",
     "CharTokenizer",
     "PhonemeTokenizer",

@@ -1,4 +1,4 @@
-"""Transcripts of every decoding mode: independence of the batch, times, languages, language models, long recordings."""
+"""Transcripts of every decoding mode: independence of the batch, drafts, times, languages, language models, long recordings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ from speechkit.models.aed.infer import AedDecodeOptions, infer
 from speechkit.models.aed.model import AedModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.recognizer import Recognizer
+from speechkit.search.attention_align import attention_spans
 from speechkit.search.ctc_greedy import ctc_greedy
+from speechkit.search.decoder_calls import count_calls
 from speechkit.search.lm import estimate_arpa
+from speechkit.search.speculative import HypothesisDraft, SpeculativeStats
 from speechkit.text.tokenizers import CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["ab ba cab"], tags=["en", "zh"])
+FEATS, LENS = torch.randn(5, 120, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([120, 3, 77, 0, 118])
 MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
+    "greedy": {"draft": "none"},
+    "speculative": {},
+    "ctc draft": {"draft": "ctc", "num_draft": 5},
+    "ngram draft": {"draft": "ngram"},
+    "prompt draft": {"draft": "prompt"},
+    "by attention": {"align_by": "attention"},
+    "by some heads": {"align_by": "attention", "align_heads": [(1, 1), (0, 0)]},
     "beam": {"method": "beam", "beam_size": 3},
     "joint": {"method": "beam", "beam_size": 3, "ctc_weight": 0.4, "length_bonus": 0.2, "coverage_bonus": 0.1},
     "rescore": {"method": "rescore", "beam_size": 4, "ctc_weight": 0.5},
@@ -43,8 +53,7 @@ def build(seed: int = 0, input_dim: int = 12, **settings: Any) -> AedModel:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_transcripts_do_not_depend_on_the_batch(mode: str) -> None:
-    model = build()
-    feats, lens = torch.randn(5, 120, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([120, 3, 77, 0, 118])
+    model, feats, lens = build(), FEATS, LENS
     options = AedDecodeOptions(timestamps="token", max_tokens_per_second=15.0, **MODES[mode])
 
     def run(rows: list[int]) -> list[tuple[Any, ...]]:
@@ -61,6 +70,84 @@ def test_transcripts_do_not_depend_on_the_batch(mode: str) -> None:
         assert run([row]) == [together[row]]
     assert run([4, 2]) == [together[4], together[2]]
     assert all(start <= end <= 1.2 for _, _, times in together for start, end in times)
+
+
+def run_greedy(model: AedModel, **settings: Any) -> tuple[list[tuple[int, ...]], int, list[SpeculativeStats]]:
+    """Tokens, decoder calls and what drafts cost."""
+    options, stats = AedDecodeOptions(max_tokens_per_second=15.0, **settings), list[SpeculativeStats]()
+    with count_calls(model.decoder) as calls:
+        hyps = infer(model, FEATS, LENS, tokenizer=TOKENIZER, options=options, speculation=stats)
+    return [hyp.tokens for hyp in hyps], calls.num_calls, stats
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drafts_never_change_the_transcript(seed: int) -> None:
+    model = build(seed)
+    plain, num_calls, stats = run_greedy(model, draft="none")
+    assert num_calls == max(map(len, plain)) + 1
+    assert not stats
+    rng = np.random.default_rng(seed)
+    others = [HypothesisDraft(plain, end=3), HypothesisDraft([rng.integers(1, 9, 30).tolist() for _ in plain])]
+    for draft in ("auto", "ctc", "ngram", "prompt", *others):
+        tokens, num_calls, [cost] = run_greedy(model, draft=draft)
+        assert tokens == plain, draft
+        assert cost.num_calls == num_calls
+        assert cost.num_tokens == sum(map(len, plain)) + 4  # four rows are long enough to be decoded
+        assert num_calls <= max(map(len, plain)) + 1
+
+
+def test_the_transcript_as_its_own_draft_takes_few_calls() -> None:
+    model = build()
+    plain, num_calls, _ = run_greedy(model, draft="none")
+    options = {"draft": HypothesisDraft(plain, end=3), "num_draft": 30}
+    for _ in range(2):  # a draft may be used again for the same rows
+        tokens, fewer_calls, [cost] = run_greedy(model, **options)
+        assert tokens == plain
+        assert 2 * fewer_calls < num_calls
+        assert cost.tokens_per_call > 2
+
+
+def test_ngrams_learn_from_all_that_is_decoded_with_the_same_options() -> None:
+    model, options = build(), AedDecodeOptions(draft="ngram", max_tokens_per_second=15.0)
+    stats = list[SpeculativeStats]()
+    for _ in range(2):
+        options = dataclasses.replace(options, timestamps=None)
+        infer(model, FEATS, LENS, tokenizer=TOKENIZER, options=options, speculation=stats)
+    assert stats[0].num_tokens == stats[1].num_tokens
+    assert stats[1].num_calls < stats[0].num_calls
+
+
+def test_a_beam_of_one_is_greedy_search() -> None:
+    model = build()
+    options = AedDecodeOptions(method="beam", beam_size=1, max_tokens_per_second=15.0)
+    hyps = infer(model, FEATS, LENS, tokenizer=TOKENIZER, options=options)
+    assert [hyp.tokens for hyp in hyps] == run_greedy(model)[0]
+
+
+def test_the_decoder_tells_times_where_it_looks() -> None:
+    model = build(3)
+    options = AedDecodeOptions(timestamps="token", align_by="attention", align_heads=[(0, 1)], max_tokens_per_second=8.0)
+    hyps = infer(model, FEATS, LENS, tokenizer=TOKENIZER, options=options)
+    for hyp, num_frames in zip(hyps, LENS.tolist()):
+        spans = [(time.start, time.end) for time in hyp.token_times]
+        assert all(start < end or num_frames < 4 for start, end in spans)  # one frame has no room for a token and the end
+        assert [start for start, _ in spans[1:]] == [end for _, end in spans[:-1]]
+        assert not spans or spans[-1][1] <= num_frames / 100 + 0.04
+    with torch.no_grad():  # by hand, for the first row
+        x, lens = model.encode(FEATS, LENS)
+        keys: list[torch.Tensor] = []
+        attention = model.decoder.layers[0].cross_attention
+        attention.register_forward_pre_hook(lambda module, args: keys.append(args[0]))
+        tokens = torch.tensor([[2, *hyps[0].tokens]])
+        source = model.decoder.read(x[:1], lens[:1])
+        model.decoder(tokens, source)
+        query, key = (y.unflatten(-1, (2, 8))[0, :, 1] for y in (attention.query(keys[0]), attention.key_value(x[:1])[..., :16]))
+        weights = (query @ key.T / 8**0.5).softmax(-1)
+    [spans] = attention_spans(weights[None, None], [len(hyps[0].tokens)], [len(key)])
+    assert [time.start for time in hyps[0].token_times] == pytest.approx([start * 0.04 for start, _ in spans])
+    assert [time.end for time in hyps[0].token_times] == pytest.approx([end * 0.04 for _, end in spans])
+    with pytest.raises(ValueError, match=r"align_heads holds \(2, 0\); the decoder has 2 layers of 2 heads"):
+        infer(model, FEATS, LENS, tokenizer=TOKENIZER, options=dataclasses.replace(options, align_heads=[(2, 0)]))
 
 
 def test_ctc_alone_is_the_ctc_head() -> None:
@@ -149,11 +236,22 @@ def test_language_models_and_hotwords_steer(mode: str, tmp_path: Path) -> None:
 
 
 def test_without_a_ctc_head() -> None:
-    model, feats, lens = build(ctc_weight=0.0), torch.randn(1, 80, 12), torch.tensor([80])
-    assert infer(model, feats, lens, tokenizer=TOKENIZER)[0].error == ""
-    for settings in ({"timestamps": "word"}, {"method": "ctc"}, {"method": "rescore"}, {"method": "beam", "ctc_weight": 0.3}):
+    model = build(ctc_weight=0.0)
+    tokens, _, stats = run_greedy(model)
+    assert not stats
+    for timestamps in ("word", "token"):
+        options = AedDecodeOptions(timestamps=timestamps, max_tokens_per_second=15.0)
+        hyps = infer(model, FEATS, LENS, tokenizer=TOKENIZER, options=options)
+        assert [len(hyp.token_times) for hyp in hyps] == [len(own) for own in tokens]
+    for settings in (
+        {"timestamps": "word", "align_by": "ctc"},
+        {"draft": "ctc"},
+        {"method": "ctc"},
+        {"method": "rescore"},
+        {"method": "beam", "ctc_weight": 0.3},
+    ):
         with pytest.raises(ValueError, match="no CTC head"):
-            infer(model, feats, lens, tokenizer=TOKENIZER, options=AedDecodeOptions(**settings))
+            infer(model, FEATS, LENS, tokenizer=TOKENIZER, options=AedDecodeOptions(**settings))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +267,10 @@ def test_without_a_ctc_head() -> None:
         ({"max_repeats": 0}, "max_repeats=0"),
         ({"ctc_weight": 2.0}, "ctc_weight=2.0"),
         ({"beam_size": 0}, "beam_size=0"),
+        ({"draft": "medusa"}, "draft='medusa' is unknown"),
+        ({"draft": "ctc", "method": "beam"}, "draft='ctc' is only for method=greedy"),
+        ({"num_draft": 0}, "num_draft=0"),
+        ({"align_by": "eye"}, "align_by='eye' is unknown"),
     ],
 )
 def test_impossible_options_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -214,7 +316,5 @@ def test_the_language_goes_to_the_model() -> None:
     model = build(5, input_dim=20, language_tokens={"en": TOKENIZER.tag_id("en"), "zh": TOKENIZER.tag_id("zh")})
     options, languages = AedDecodeOptions(), ["en", "zh"]
     features = LogMel(num_mels=20)
-    own = Recognizer(
-        features=features, model=model, tokenizer=TOKENIZER, infer=infer, options=options, languages=languages
-    )
+    own = Recognizer(features=features, model=model, tokenizer=TOKENIZER, infer=infer, options=options, languages=languages)
     assert own.transcribe(_speechlike(1.0), language="zh")[0].language == "zh"

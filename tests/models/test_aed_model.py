@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechkit.models.aed.model import EOS, MASK, SOS, AedModel
+from speechkit.models.aed.model import MASK, AedModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.search.attention import TokenRules, attention_greedy
+from speechkit.text.tokenizers import EOS, SOS
 from speechkit.types import AsrBatch
 
 VOCAB = 9

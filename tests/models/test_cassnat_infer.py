@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 
 from speechkit.models.aed.model import AedModel
+from speechkit.models.aed.ranker import AedRanker
 from speechkit.models.cassnat.infer import CassNatDecodeOptions, infer
-from speechkit.models.cassnat.model import EOS, CassNatModel, Encoding, Prediction
+from speechkit.models.cassnat.model import CassNatModel, Encoding, Prediction
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.search.alignment_sampling import Alignments, sample_alignments
+from speechkit.search.decoder_calls import count_calls
 from speechkit.search.lm import estimate_arpa
-from speechkit.search.rescoring import score_sequences
 from speechkit.text.tokenizers import CharTokenizer
 from speechkit.types import Hypothesis
 
@@ -129,30 +131,25 @@ def test_a_ranker_chooses_and_is_asked_once_for_each_candidate(length: int) -> N
     assert [sorted(own) for own in ranker.asked] == [sorted([(A, B), (A, C, B)]), sorted([(C, A, B), (A, C, A, B)])]
 
 
-class AedRanker:
-    """What it takes to let an attention decoder choose."""
-
-    def __init__(self, model: AedModel) -> None:
-        self.model = model
-
-    def score(
-        self, sequences: Sequence[Sequence[tuple[int, ...]]], feats_BTF: Tensor, feat_lens_B: Tensor
-    ) -> Sequence[Sequence[float]]:
-        x_BTD, lens_B = self.model.encode(feats_BTF, feat_lens_B)
-        prompts_BP = self.model.prompts([""] * len(lens_B))
-        scores = score_sequences(self.model.decoder, self.model.decoder.read(x_BTD, lens_B), prompts_BP, sequences, eos=EOS)
-        return [[score.total for score in own] for own in scores]
-
-
-def test_an_attention_decoder_fits_as_ranker() -> None:
+def aed_ranker() -> AedRanker:
     torch.manual_seed(1)
     encoder = ConformerEncoder(input_dim=12, dim=16, num_layers=1, num_heads=2, ff_dim=32, kernel_size=5)
     sizes: dict[str, Any] = {"decoder_layers": 1, "decoder_heads": 2, "decoder_ff_dim": 32}
-    ranker = AedRanker(AedModel(encoder=encoder, vocab_size=TOKENIZER.vocab_size, **sizes).eval())
+    return AedRanker(model=AedModel(encoder=encoder, vocab_size=TOKENIZER.vocab_size, **sizes).eval())
+
+
+def test_an_attention_decoder_fits_as_ranker() -> None:
+    ranker = aed_ranker()
     settings: dict[str, Any] = {"num_samples": 8, "rank_by": "ranker", "ranker": ranker}
     hyps = infer(real_model(), FEATS, LENS, tokenizer=TOKENIZER, options=CassNatDecodeOptions(**settings))
     totals = ranker.score([[hyp.tokens] for hyp in hyps], FEATS, LENS)
     assert [hyp.score * (len(hyp.tokens) + 1) for hyp in hyps] == pytest.approx([own[0] for own in totals], abs=1e-4)
+    with count_calls(ranker.model.decoder) as calls:
+        infer(real_model(), FEATS, LENS, tokenizer=TOKENIZER, options=CassNatDecodeOptions(**settings))
+    assert calls.num_calls == 1, "all candidates of all utterances together"
+    unloaded = CassNatDecodeOptions(rank_by="ranker", ranker="a/folder")
+    with pytest.raises(ValueError, match="ranker=a/folder is not loaded"):
+        infer(real_model(), FEATS, LENS, tokenizer=TOKENIZER, options=unloaded)
 
 
 def real_model() -> CassNatModel:
@@ -186,9 +183,11 @@ def test_best_path_is_sample_zero_and_ranking_never_loses() -> None:
         previous = scores
 
 
-@pytest.mark.parametrize("num_samples", [1, 8])
-def test_transcripts_do_not_depend_on_the_batch(num_samples: int) -> None:
+@pytest.mark.parametrize(("num_samples", "ranked"), [(1, False), (8, False), (8, True)])
+def test_transcripts_do_not_depend_on_the_batch(num_samples: int, ranked: bool) -> None:
     model, options = real_model(), CassNatDecodeOptions(num_samples=num_samples, timestamps="token", seed=1)
+    if ranked:
+        options = replace(options, rank_by="ranker", ranker=aed_ranker())
 
     def run(rows: list[int]) -> list[tuple[Any, ...]]:
         feats, lens = FEATS[rows, : int(LENS[rows].max())], LENS[rows]

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from speechkit.kernels.ctc_align import ctc_viterbi
 from speechkit.models.cassnat.infer import CassNatDecodeOptions, infer
-from speechkit.models.cassnat.model import EOS, CassNatModel
+from speechkit.models.cassnat.model import CassNatModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.token_acoustic import trigger_mask
 from speechkit.search.alignment_sampling import sample_alignments
-from speechkit.text.tokenizers import CharTokenizer
+from speechkit.text.tokenizers import EOS, CharTokenizer
 from speechkit.types import AsrBatch
 
 VOCAB = 12

@@ -21,9 +21,9 @@ from speechkit.nn.decoder import TransformerDecoder
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import Activation
 from speechkit.nn.masks import valid_mask
+from speechkit.text.tokenizers import BLANK, EOS, SOS
 from speechkit.types import AsrBatch, LossOutput
 
-BLANK, SOS, EOS = 0, 2, 3
 MASK = BLANK  # never a decoder input otherwise, so that its embedding is free to mean "hidden"
 
 

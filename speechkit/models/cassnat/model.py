@@ -25,9 +25,8 @@ from speechkit.nn.dropout import Dropout
 from speechkit.nn.masks import valid_mask
 from speechkit.nn.token_acoustic import trigger_mask
 from speechkit.search.alignment_sampling import Alignments, token_starts
+from speechkit.text.tokenizers import BLANK, EOS
 from speechkit.types import AsrBatch, LossOutput
-
-BLANK, EOS = 0, 3  # the same in every tokenizer
 
 
 class Encoding(NamedTuple):
@@ -225,6 +224,4 @@ class CassNatModel(nn.Module):
         return self.encoder.output_lengths(lens_B)  # type: ignore[operator]
 
     def _triggers(self, spikes_RU: Tensor, token_lens_R: Tensor, frame_lens_R: Tensor, num_frames: int) -> Tensor:
-        return trigger_mask(
-            spikes_RU, token_lens_R, frame_lens_R, num_frames, left=self.left_trigger, right=self.right_trigger
-        )
+        return trigger_mask(spikes_RU, token_lens_R, frame_lens_R, num_frames, left=self.left_trigger, right=self.right_trigger)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from speechkit.models.ctc.model import BLANK, CtcModel
+from speechkit.models.ctc.model import CtcModel
 from speechkit.search.ctc_decode import CtcSearchOptions, ctc_decode
-from speechkit.text.tokenizers import Tokenizer
+from speechkit.text.tokenizers import BLANK, Tokenizer
 from speechkit.types import Hypothesis, Seconds
 
 

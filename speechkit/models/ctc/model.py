@@ -19,9 +19,8 @@ from speechkit.losses.consistency import symmetric_kl
 from speechkit.losses.ctc import ctc_branch_loss
 from speechkit.nn.ctc_encoder import check_inter_layers, encode_with_ctc
 from speechkit.nn.dropout import Dropout
+from speechkit.text.tokenizers import BLANK
 from speechkit.types import AsrBatch, LossOutput
-
-BLANK = 0
 
 
 class CtcModel(nn.Module):

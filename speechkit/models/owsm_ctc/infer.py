@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from speechkit.models.owsm_ctc.model import BLANK, OwsmCtcModel
+from speechkit.models.owsm_ctc.model import OwsmCtcModel
 from speechkit.search.ctc_decode import CtcSearchOptions, ctc_decode
-from speechkit.text.tokenizers import Tokenizer
+from speechkit.text.tokenizers import BLANK, Tokenizer
 from speechkit.types import Hypothesis, Seconds
 
 

@@ -18,9 +18,9 @@ from speechkit.losses.ctc import CtcTargets, ctc_branch_loss
 from speechkit.nn.ctc_encoder import CtcEncoding, check_inter_layers, encode_with_ctc
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.text_encoder import TextAttention, TextEncoder
+from speechkit.text.tokenizers import BLANK, EOS, SOS
 from speechkit.types import AsrBatch, LossOutput
 
-BLANK, SOS, EOS = 0, 2, 3
 NO_LANGUAGE = 0  # row of the language embeddings that stands for "not told"
 
 
@@ -260,9 +260,7 @@ class OwsmCtcModel(nn.Module):
         task_B = self._places("task", self.tasks, (task or self.tasks[0],) * rows)
         prompt_BU = torch.tensor(prompt, dtype=torch.long, device=device).expand(rows, -1)
         prompt_lens_B = torch.full((rows,), len(prompt), device=device)
-        x_BTD, _, lens_B = self._encode(
-            feats_BTF, feat_lens_B, language_B, task_B, prompt_BU, prompt_lens_B, intermediate=False
-        )
+        x_BTD, _, lens_B = self._encode(feats_BTF, feat_lens_B, language_B, task_B, prompt_BU, prompt_lens_B, intermediate=False)
         logits_BTV = self.head(self.dropout(x_BTD)).float()
         audio_BTV = _tags_as_blank(
             F.log_softmax(logits_BTV[:, self.num_prefix_frames :], dim=-1), torch.cat((self.language_ids_L, self.task_ids_K))
