@@ -42,7 +42,7 @@ from speechkit.search.speculative import (
 from speechkit.text.tokenizers import BLANK, EOS, SOS, Tokenizer
 from speechkit.types import Hypothesis, Seconds
 
-CPU_POSITIONS = 64  # read in one call without an accelerator: there a call of more costs about what it reads
+CPU_POSITIONS = 128  # read in one call without an accelerator: from there on a call costs about what it reads
 
 
 @dataclass(frozen=True, slots=True)
