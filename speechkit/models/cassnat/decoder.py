@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from speechkit.nn.attention import Position, position_table
 from speechkit.nn.conformer import ConformerBlock
-from speechkit.nn.decoder import DecoderLayer, Source
+from speechkit.nn.decoder import DecoderLayer, Source, read_source
 from speechkit.nn.masks import attention_mask, padding_mask
 from speechkit.nn.token_acoustic import TokenAcousticExtractor
 
@@ -81,10 +81,9 @@ class TokenDecoder(nn.Module):
             source_BTD: encoder output, zero in padding, shape (B, T, D).
             source_lens_B: valid frames of each row, int64, shape (B,).
         """
-        mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
-        readers = [self.extractor.attention, *(layer.cross_attention for layer in self.mad)]
-        pairs = [reader.keys_values(source_BTD) for reader in readers]  # type: ignore[union-attr, operator]
-        return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
+        return read_source(
+            [self.extractor.attention, *(layer.cross_attention for layer in self.mad)], source_BTD, source_lens_B
+        )
 
     def forward(
         self, source: Source, triggers_RQT: Tensor, token_lens_R: Tensor, *, inter_layer: int | None = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.nn.decoder import DecoderLayer, Source
+from speechkit.nn.decoder import DecoderLayer, Source, read_source
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masks import attention_mask, padding_mask
 from speechkit.nn.positional import sinusoids
@@ -80,9 +80,7 @@ class ParallelDecoder(nn.Module):
             source_BTD: encoder output, shape (B, T, D).
             source_lens_B: valid frames of each row, int64, shape (B,).
         """
-        mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
-        pairs = [layer.cross_attention.keys_values(source_BTD) for layer in self.layers]  # type: ignore[union-attr, operator]
-        return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
+        return read_source([layer.cross_attention for layer in self.layers], source_BTD, source_lens_B)
 
     def forward(self, embeddings_BUD: Tensor, token_lens_B: Tensor, source: Source) -> Tensor:
         """Scores of all tokens.
