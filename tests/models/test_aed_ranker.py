@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from speechkit.audio.io import save_audio
+from speechkit.data.manifest import write_manifest
 from speechkit.models.aed.ranker import AedRanker
 from speechkit.models.cassnat.infer import CassNatDecodeOptions
 from speechkit.pretrained import instantiate, load, load_ranker, save_pretrained
 from speechkit.text.tokenizers import CharTokenizer
+from speechkit.types import Utterance
 
 FEATURES = {"_target_": "speechkit.audio.features.LogMel", "num_mels": 20}
 ENCODER = {
@@ -77,6 +83,25 @@ def test_options_name_it_by_its_folder(tmp_path: Path, rng: np.random.Generator)
     named = dataclasses.replace(rec.options, ranker="no/such folder/here")
     with pytest.raises(FileNotFoundError, match="no/such folder/here"):
         rec.options = named
+
+
+def test_it_is_named_on_the_command_line(
+    tmp_path: Path, repo_root: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utterances = []
+    for name, size in (("a", 9000), ("b", 16000)):
+        save_audio(tmp_path / f"{name}.wav", 0.1 * rng.normal(size=size).astype(np.float32), 16000)
+        utterances.append(Utterance(id=name, audio_path=tmp_path / f"{name}.wav", duration=size / 16000, text="ab"))
+    write_manifest(tmp_path / "both.jsonl", utterances)
+    checkpoint = save(tmp_path / "cassnat", "cassnat", sad_layers=1, mad_layers=1)
+    ranker = save(tmp_path / "aed", "aed", decoder_layers=1)
+    files = [f"checkpoint={checkpoint}", f"manifest={tmp_path / 'both.jsonl'}", f"output={tmp_path / 'hyps.jsonl'}", "device=cpu"]
+    options = ["decode=cassnat_esa_ranked", f"decode.options.ranker={ranker}", "decode.options.num_samples=3"]
+    monkeypatch.setattr(sys, "argv", ["decode.py", *files, *options])
+    runpy.run_path(str(repo_root / "recipes" / "decode.py"), run_name="__main__")
+    rows = [json.loads(line) for line in (tmp_path / "hyps.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["a", "b"]
+    assert json.loads((tmp_path / "hyps.jsonl.meta.json").read_text())["decode"]["ranker"] == f"AedRanker({ranker})"
 
 
 def test_what_may_not_rank_is_named(tmp_path: Path) -> None:
