@@ -32,7 +32,7 @@ from speechkit.metrics.rtfx import RunInfo, write_run_info
 from speechkit.pretrained import load
 from speechkit.recognizer import Recognizer
 from speechkit.training.run import one_line_errors, set_threads
-from speechkit.types import AsrBatch, Hypothesis, Utterance
+from speechkit.types import Hypothesis, Utterance
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="decode")
@@ -58,8 +58,8 @@ def decode(cfg: DictConfig) -> None:
     for number, indices in enumerate(tqdm(batches, disable=not sys.stderr.isatty(), unit="batch")):
         batch = collate_asr([dataset[index] for index in indices])
         if number < cfg.warmup_batches:
-            transcribe(recognizer, batch)
-        hypotheses, seconds = transcribe(recognizer, batch)
+            recognizer.decode_batch(batch)
+        hypotheses, seconds = recognizer.decode_batch(batch)
         lengths = batch.wave_lens_B.tolist()
         for index, hypothesis, length in zip(indices, hypotheses, lengths):
             audio_s = length / recognizer.sample_rate
@@ -74,26 +74,6 @@ def decode(cfg: DictConfig) -> None:
     write_run_info(output, info)
     audio_s, decode_s = (sum(each[key] for each in rows.values()) for key in ("audio_s", "decode_s"))
     print(f"{output}: {len(rows)} utterances, {audio_s / 60:.1f} min in {decode_s:.1f} s, RTFx {audio_s / decode_s:.1f}")
-
-
-@torch.inference_mode()
-def transcribe(recognizer: Recognizer, batch: AsrBatch) -> tuple[list[Hypothesis], float]:
-    """Transcripts of a batch, and the seconds from samples in host memory to texts."""
-    synchronize = torch.cuda.synchronize if recognizer.device.type == "cuda" else lambda: None
-    synchronize()
-    started = time.perf_counter()
-    wave_BN, wave_lens_B = batch.wave_BN.to(recognizer.device), batch.wave_lens_B.to(recognizer.device)
-    feats_BTF, feat_lens_B = recognizer.features(wave_BN, wave_lens_B)
-    hypotheses = recognizer.infer(
-        recognizer.model,
-        feats_BTF.to(recognizer.dtype),
-        feat_lens_B,
-        tokenizer=recognizer.tokenizer,
-        options=recognizer.options,
-        frame_shift=recognizer.features.frame_shift,
-    )
-    synchronize()
-    return hypotheses, time.perf_counter() - started
 
 
 def row(utterance: Utterance, hypothesis: Hypothesis, *, audio_s: float, decode_s: float) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,8 +32,9 @@ from torch import Tensor, nn
 from speechkit.audio.io import AudioError, iter_audio, resample
 from speechkit.audio.vad import energy_vad
 from speechkit.search.longform import Window, plan_windows, stitch, trim_to_seams
+from speechkit.text.token_table import join_texts
 from speechkit.text.tokenizers import Tokenizer
-from speechkit.types import Hypothesis, Seconds, Word
+from speechkit.types import AsrBatch, Hypothesis, Seconds, Word
 
 BLOCK_SECONDS: Seconds = 10.0
 PAGE_SECONDS: Seconds = 120.0  # voice activity is judged on pages of this length, which bounds the memory
@@ -74,9 +76,9 @@ class Recognizer:
             sixth of it, 2 seconds at most, is context on either side whose output is thrown away.
         merge_seconds: speech regions with short pauses between them are given together up to this length: the usual
             length of a training utterance. None for half of `window_seconds`.
+        load_named: decode options with the models loaded that they name by folders; None where they never do.
     """
 
-        load_named: decode options with the models loaded that they name by folders; None where they never do.
     def __init__(
         self,
         *,
@@ -89,9 +91,9 @@ class Recognizer:
         name: str = "",
         window_seconds: Seconds = 30.0,
         merge_seconds: Seconds | None = None,
+        load_named: Callable[[Any, Recognizer], Any] | None = None,
     ) -> None:
         self.features: Any = features.eval()
-        load_named: Callable[[Any, Recognizer], Any] | None = None,
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.infer, self._load_named = infer, load_named
@@ -107,8 +109,6 @@ class Recognizer:
         self._frame_log_probs = getattr(family, "frame_log_probs", None)
 
     @property
-    def sample_rate(self) -> int:
-    @property
     def options(self) -> Any:
         """The family's decode options. Models that they name by folders are loaded when they are set."""
         return self._options
@@ -117,6 +117,8 @@ class Recognizer:
     def options(self, options: Any) -> None:
         self._options = options if self._load_named is None else self._load_named(options, self)
 
+    @property
+    def sample_rate(self) -> int:
         """Sample rate in Hz that the model works at; audio of any other rate is resampled."""
         return int(self.features.sample_rate)
 
@@ -207,6 +209,24 @@ class Recognizer:
                 job.fail(index, str(error))
             yield from job.close(index)
         yield from job.flush()
+
+    @torch.inference_mode()
+    def decode_batch(self, batch: AsrBatch) -> tuple[list[Hypothesis], Seconds]:
+        """Transcribes a batch as it is, without voice activity or windows: what evaluation decodes and times.
+
+        Returns:
+            one hypothesis per row, and the seconds from samples in host memory to texts.
+        """
+        synchronize = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        synchronize()
+        started = time.perf_counter()
+        feats_BTF, feat_lens_B = self.features(batch.wave_BN.to(self.device), batch.wave_lens_B.to(self.device))
+        shift, feats_BTF = float(self.features.frame_shift), feats_BTF.to(self.dtype)
+        hypotheses = self.infer(
+            self.model, feats_BTF, feat_lens_B, tokenizer=self.tokenizer, options=self.options, frame_shift=shift
+        )
+        synchronize()
+        return hypotheses, time.perf_counter() - started
 
     def _regions(self, index: int, item: Any, sample_rate: int | None, job: _Job) -> Iterator[Region]:
         """Speech regions of one recording, read in blocks; reports the recording's length to `job`."""
@@ -381,7 +401,7 @@ def join_hypotheses(parts: Sequence[tuple[Seconds, Hypothesis]], *, audio_s: Sec
     confidence = sum(part.confidence * len(part.tokens) for _, part in parts) / weight if weight else 1.0
     languages = [part.language for _, part in parts if part.language]
     return Hypothesis(
-        text=" ".join(part.text for _, part in parts if part.text),
+        text=join_texts(part.text for _, part in parts),
         tokens=tokens,
         score=sum(part.score for _, part in parts),
         words=tuple(_shift(word, start) for start, part in parts for word in part.words),

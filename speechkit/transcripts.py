@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 
+from speechkit.text.token_table import join_texts
 from speechkit.types import Hypothesis, Seconds, Word
 
 MAX_LINE_CHARACTERS = 42  # width of a subtitle line that broadcasters commonly ask for
@@ -68,7 +69,7 @@ def cues(hypothesis: Hypothesis) -> list[Word]:
             groups.append([word])
     return [
         Word(
-            text=" ".join(word.text for word in group),
+            text=join_texts(word.text for word in group),
             start=group[0].start,
             end=group[-1].end,
             confidence=min(word.confidence for word in group),

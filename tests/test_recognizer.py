@@ -157,6 +157,8 @@ def test_joining_shifts_times_and_weighs_confidence() -> None:
     assert [(word.start, word.end) for word in joined.words] == [(1.0, 1.1), (10.5, 10.6)]
     assert joined.confidence == pytest.approx((2 * 0.9 + 0.3) / 3)
     assert join_hypotheses([], audio_s=1.0).text == ""
+    chinese = [Hypothesis(text="你好"), Hypothesis(text=""), Hypothesis(text="世界")]
+    assert join_hypotheses([(float(i), part) for i, part in enumerate(chinese)], audio_s=3.0).text == "你好世界"
 
 
 def test_regions_are_padded_merged_and_bounded() -> None:

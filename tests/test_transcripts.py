@@ -22,6 +22,11 @@ def test_a_pause_begins_a_new_cue() -> None:
     assert [(cue.text, cue.start, cue.end) for cue in found] == [("one two", 0.0, 0.9), ("three", 2.0, 2.4)]
 
 
+def test_chinese_words_are_not_spaced() -> None:
+    [cue] = cues(_hypothesis(("你", 0.0, 0.2), ("好", 0.2, 0.4), ("OK", 0.5, 0.7)))
+    assert cue.text == "你好 OK"
+
+
 def test_a_full_line_begins_a_new_cue() -> None:
     words = [("word", 0.3 * i, 0.3 * i + 0.2) for i in range(20)]
     found = cues(_hypothesis(*words))

@@ -54,6 +54,25 @@ def is_spaceless(char: str) -> bool:
     return any(first <= code <= last for first, last in _SPACELESS_BLOCKS)
 
 
+def join_texts(texts: Iterable[str]) -> str:
+    """Joins consecutive pieces of a transcript by spaces; no space comes between two Chinese or Japanese characters.
+
+    Empty pieces are left out. Thai and its neighbours, which put a space where a speaker pauses, get one.
+    """
+    joined = ""
+    for text in filter(None, texts):
+        touches = joined and _is_chinese_or_japanese(joined[-1]) and _is_chinese_or_japanese(text[0])
+        joined += text if touches or not joined else f" {text}"
+    return joined
+
+
+def _is_chinese_or_japanese(char: str) -> bool:
+    """Whether a character, or a mark of punctuation, is of Chinese or Japanese writing."""
+    if unicodedata.category(char)[0] == "P":
+        return unicodedata.east_asian_width(char) in "WF"
+    return char >= "\u3005" and is_spaceless(char)
+
+
 def _is_boundary(previous: str, char: str) -> bool:
     """Whether a word begins at `char` when `previous` stands before it."""
     if previous.isspace() or char.isspace() or is_spaceless(char):

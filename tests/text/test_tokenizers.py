@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from speechkit.text.token_table import group_words
+from speechkit.text.token_table import group_words, join_texts
 from speechkit.text.tokenizers import (
     SPECIALS,
     ByteTokenizer,
@@ -296,3 +296,21 @@ def test_import_loads_neither_torch_nor_sentencepiece(repo_root: Path) -> None:
     code = "import sys, speechkit.text.tokenizers; print({'torch', 'sentencepiece'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined"),
+    [
+        ([], ""),
+        (["one", "", "two"], "one two"),
+        (["你好", "世界"], "你好世界"),
+        (["你好。", "世界", "「はい」", "カタ"], "你好。世界「はい」カタ"),
+        (["我用", "Python", "写"], "我用 Python 写"),
+        (["안녕", "하세요"], "안녕 하세요"),
+        (["สวัสดี", "ครับ"], "สวัสดี ครับ"),
+        (["2026", "年"], "2026 年"),
+        (["well,", "你好"], "well, 你好"),
+    ],
+)
+def test_pieces_of_a_transcript_are_joined_as_the_script_is_written(texts: list[str], joined: str) -> None:
+    assert join_texts(texts) == joined
