@@ -34,6 +34,8 @@ def search(cfg: DictConfig) -> None:
     """Searches and writes the table."""
     if cfg.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={cfg.trainer.precision!r} cannot be tried; choose one of {', '.join(PRECISIONS)}")
+    if cfg.features is None:
+        raise ValueError("speechkit batch-size measures models of speech; one of text has a single budget, data.max_batch_tokens")
     set_threads(cfg.threads)
     data: Any = OmegaConf.to_container(cfg.data, resolve=True)
     texts = {name: data[name] for name in ("train", "normalizer", "target_field") if data.get(name) is not None}

@@ -175,37 +175,29 @@ def bins(manifests: tuple[Path, ...], buckets: int, sub_buckets: int, tokenizer:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="ARPA file to write; .arpa or .arpa.gz.")
 @click.option("--order", default=3, show_default=True, help="Longest n-gram.")
 @click.option("--normalizer", default="basic", show_default=True, help="Text normaliser; as the recogniser was trained.")
-def lm(texts: tuple[Path, ...], output: Path, order: int, normalizer: str) -> None:
-    """Estimate an n-gram model of words from TEXTS: manifests (.jsonl), or text files with a sentence per line.
+@click.option("--column", type=int, help="Column of TSV files that holds the text, from 1.")
+def lm(texts: tuple[Path, ...], output: Path, order: int, normalizer: str, column: int | None) -> None:
+    """Estimate an n-gram model of words from TEXTS: manifests (.jsonl), tables (.tsv), or files with a sentence per line.
 
     \b
     speechkit lm data/demo/text_en.txt -o lm.arpa
     speechkit decode decode=ctc_beam_lm decode.options.lm=lm.arpa ...
     """
-    from speechkit.data.manifest import iter_manifest
+    from speechkit.data.text import sentence_texts
     from speechkit.search.lm import estimate_arpa
     from speechkit.text.normalize import get_normalizer
 
     if not str(output).endswith((".arpa", ".arpa.gz")):
         fail(f"--output {output}: name it .arpa or .arpa.gz")
     try:
-        normalize = get_normalizer(normalizer)
-        lines = [
-            normalize(line)
-            for path in texts
-            for line in (
-                [utterance.text for utterance in iter_manifest(path)]
-                if path.suffix == ".jsonl"
-                else path.read_text(encoding="utf-8").splitlines()
-            )
-        ]
+        lines = list(sentence_texts(texts, normalizer=get_normalizer(normalizer), column=column))
         model = estimate_arpa(lines, order=order)
         output.parent.mkdir(parents=True, exist_ok=True)
         model.save(output)
     except (ValueError, OSError) as error:
         fail(error)
     num_words = sum(len(line.split()) for line in lines)
-    click.echo(f"{output}: {order}-gram of {sum(map(bool, lines)):,} sentences, {num_words:,} words")
+    click.echo(f"{output}: {order}-gram of {len(lines):,} sentences, {num_words:,} words")
 
 
 def _parse(settings: Sequence[str]) -> dict[str, Any]:

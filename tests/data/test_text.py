@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechkit.cli import main
 from speechkit.data.sampler import BucketBatchSampler
 from speechkit.data.text import Sentence, TextDataset, collate_text, iter_sentences
 from speechkit.data.text_datamodule import TextDataModule, training_sentences
@@ -164,6 +166,13 @@ def test_texts_for_a_tokenizer(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "Three")
     found = training_sentences([tmp_path / "a.tsv", tmp_path / "b.txt"], normalizer="basic", column=2)
     assert list(found) == ["one two", "three"]
+
+
+def test_an_ngram_model_of_a_column(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.tsv", "1\tone two", "2\tone")
+    result = CliRunner().invoke(main, ["lm", str(table), "--column", "2", "-o", str(tmp_path / "a.arpa")])
+    assert "2 sentences, 3 words" in result.output
+    assert CliRunner().invoke(main, ["lm", str(table), "-o", str(tmp_path / "a.arpa")]).exit_code == 1
 
 
 def test_a_budget_below_one_token_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from speechkit.models.lm.infer import infer
-from speechkit.models.lm.model import EOS, SOS, LmModel
+from speechkit.models.lm.model import LmModel
+from speechkit.text.tokenizers import EOS, SOS
 from speechkit.types import TextBatch
 
 VOCAB = 11

@@ -12,9 +12,8 @@ from speechkit.losses.label_smoothing import check_smoothing, smoothed_cross_ent
 from speechkit.nn.decoder import TransformerDecoder
 from speechkit.nn.feed_forward import Activation
 from speechkit.nn.masks import valid_mask
+from speechkit.text.tokenizers import EOS, SOS
 from speechkit.types import LossOutput, TextBatch
-
-SOS, EOS = 2, 3
 
 
 class LmModel(nn.Module):
