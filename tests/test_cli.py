@@ -86,6 +86,23 @@ def test_models_lists_what_ships() -> None:
     assert {"demo-ctc", "fsdd-ctc"} <= {info["name"] for info in listed}
 
 
+def test_models_lists_the_families_and_what_they_support() -> None:
+    listed = json.loads(CliRunner().invoke(main, ["models", "--json"]).output)
+    families = {info["name"]: info for info in listed if info["kind"] == "family"}
+    assert {"aed", "cassnat", "ctc", "owsm_ctc", "paraformer"} <= set(families)
+    assert [name for name, info in families.items() if not info["non_autoregressive"]] == ["aed"]
+    assert all(info["timestamps"] == ["token", "word"] and not info["streaming"] for info in families.values())
+    assert {name for name, info in families.items() if info["long_form"] == "frames"} == {"ctc", "owsm_ctc"}
+    languages = {"aed": "told", "cassnat": "one", "ctc": "one", "owsm_ctc": "identified", "paraformer": "one"}
+    assert {name: families[name]["languages"] for name in languages} == languages
+    assert {"aed_greedy", "aed_beam", "aed_joint", "aed_rescore"} <= set(families["aed"]["decode"])
+    assert {"cassnat_best_path", "cassnat_esa"} <= set(families["cassnat"]["decode"])
+    assert all(info["decode"] and info["description"] for info in families.values())
+    text = CliRunner().invoke(main, ["models"]).output
+    assert "fsdd-ctc" in text
+    assert "decode=ctc_beam | ctc_beam_lm | ctc_greedy" in text
+
+
 def test_doctor_is_healthy_here() -> None:
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0

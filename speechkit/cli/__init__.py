@@ -78,14 +78,15 @@ def doctor() -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def models(as_json: bool) -> None:
-    """The models that ship with the package and load by name."""
+    """The models that ship with the package and load by name, and the families that can be trained."""
     import dataclasses
 
+    from speechkit.families import list_families
     from speechkit.pretrained import list_models
 
-    found = list_models()
+    found, families = list_models(), list_families()
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(info) for info in found], indent=2))
+        click.echo(json.dumps([dataclasses.asdict(info) for info in (*found, *families)], indent=2))
         return
     for info in found:
         click.echo(
@@ -93,3 +94,15 @@ def models(as_json: bool) -> None:
         )
     if not found:
         click.echo("no model ships with this build; train one: speechkit train experiment=fsdd_ctc")
+    click.echo("\nfamilies to train: speechkit train experiment=<corpus>_<family>")
+    for family in families:
+        facts = [
+            "all tokens at once" if family.non_autoregressive else "token by token",
+            f"times of {' or '.join(family.timestamps)}" if family.timestamps else "no times",
+            f"long recordings joined by {family.long_form}",
+            {"identified": "languages told or identified", "told": "languages told", "one": "one language"}[family.languages],
+            "streaming" if family.streaming else "no streaming",
+        ]
+        click.echo(f"{family.name:<14} {family.description}")
+        click.echo(f"{'':<14} {'; '.join(facts)}")
+        click.echo(f"{'':<14} decode={' | '.join(family.decode)}")
