@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -98,30 +99,44 @@ class TokenRules:
         """
         log_probs_RV = F.log_softmax(logits_RV.float(), dim=-1)
         if self.never:
-            log_probs_RV[:, list(self.never)] = -torch.inf
-        if self.max_repeats is not None:
-            for banned_R, rows_R in self._repeats(tokens_RU, lens_R, self.max_repeats):
-                log_probs_RV[rows_R, banned_R] = -torch.inf
-        only_end_R = lens_R >= limits_R
+            log_probs_RV.index_fill_(1, torch.tensor(self.never, device=log_probs_RV.device), -torch.inf)
+        if self.max_repeats is not None and tokens_RU.shape[1] >= self.max_repeats:
+            log_probs_RV[self._repeats(tokens_RU, lens_R, self.max_repeats)] = -torch.inf
         end_R = log_probs_RV[:, self.eos].clone()
-        log_probs_RV = log_probs_RV.masked_fill(only_end_R[:, None], -torch.inf)
+        log_probs_RV.masked_fill_((lens_R >= limits_R)[:, None], -torch.inf)
         log_probs_RV[:, self.eos] = end_R
         return log_probs_RV
 
-    def _repeats(self, tokens_RU: Tensor, lens_R: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
-        """Tokens that would repeat a sequence too often, and the rows they are banned in, for each length of sequence."""
-        found = []
-        longest = int(tokens_RU.shape[1])
-        for n in range(1, self.repeat_span + 1):
-            needed = n * (most + 1) - 1  # tokens that, with the banned one, make most + 1 repetitions
-            if needed > longest:
-                break
-            places_RL = lens_R[:, None] - needed + torch.arange(needed, device=lens_R.device)
-            tail_RL = tokens_RU.gather(1, places_RL.clamp(min=0))
-            repeats_R = (tail_RL[:, n:] == tail_RL[:, :-n]).all(dim=1) & (lens_R >= needed)
-            rows_R = repeats_R.nonzero()[:, 0]
-            found.append((tail_RL[rows_R, needed - n], rows_R))
-        return found
+    def _repeats(self, tokens_RU: Tensor, lens_R: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Rows, and tokens that would repeat a sequence too often in them."""
+        places_L, needed_S, later_SM, earlier_SM = _comparisons(most, self.repeat_span, tokens_RU.device)
+        tail_RL = tokens_RU.gather(1, (lens_R[:, None] + places_L).clamp(min=0))
+        alike_RS = (tail_RL[:, later_SM] == tail_RL[:, earlier_SM]).all(dim=2)
+        rows_N, lengths_N = (alike_RS & (lens_R[:, None] >= needed_S)).nonzero(as_tuple=True)
+        return rows_N, tail_RL[rows_N, -1 - lengths_N]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _comparisons(most: int, span: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which tokens of a tail must be equal for one more to be the last of `most` + 1 repetitions of a sequence.
+
+    Args:
+        most: repetitions that are allowed.
+        span: S, longest sequence.
+        device: where the indices live.
+
+    Returns:
+        places of the tail's L tokens, counted from the end and negative, shape (L,); for sequences of 1 to S tokens: how many
+        tokens there must be, shape (S,), and indices into the tail of M tokens and of those that they must be equal to, each
+        of shape (S, M).
+    """
+    room, lengths_S1 = span * (most + 1) - 1, torch.arange(1, span + 1)[:, None]
+    back_M = torch.arange(1, span * most)
+    later_SM = (room - back_M).expand(span, -1)
+    earlier_SM = torch.where(back_M < lengths_S1 * most, later_SM - lengths_S1, later_SM)  # short ones compare fewer tokens
+    needed_S = lengths_S1[:, 0] * (most + 1) - 1
+    return tuple(x.to(device) for x in (torch.arange(-room, 0), needed_S, later_SM, earlier_SM))  # type: ignore[return-value]
 
 
 @torch.inference_mode()
@@ -148,6 +163,7 @@ def attention_greedy(
         source = source.select(rows_R)
     cache, reading_RJ, limits_R = decoder.start(len(rows_R)), prompts_BP[rows_R], limits_B[rows_R]
     tokens_RU, log_probs_RU = prompts_BP[rows_R, :0], torch.zeros(len(rows_R), 0, device=prompts_BP.device)
+    ended_R = torch.zeros_like(rows_R, dtype=torch.bool)
     while len(rows_R):
         lens_R = torch.full_like(rows_R, tokens_RU.shape[1])
         logits_RV = decoder.extend(reading_RJ, cache, source)[:, -1]
@@ -155,7 +171,7 @@ def attention_greedy(
         tokens_RU = torch.cat((tokens_RU, token_R[:, None]), dim=1)
         log_probs_RU = torch.cat((log_probs_RU, best_R[:, None]), dim=1)
         reading_RJ = token_R[:, None]
-        ended_R = (tokens_RU == rules.eos).any(dim=1)
+        ended_R = ended_R | (token_R == rules.eos)
         num_ended = int(ended_R.sum())
         if 2 * num_ended < len(rows_R):
             continue
@@ -163,7 +179,7 @@ def attention_greedy(
         for row, tokens, log_probs in zip(*(x.tolist() for x in (rows_R[done_R], tokens_RU[done_R], log_probs_RU[done_R]))):
             results[row] = _greedy_result(tokens, log_probs, rules.eos)
         rows_R, tokens_RU, log_probs_RU = rows_R[kept_R], tokens_RU[kept_R], log_probs_RU[kept_R]
-        reading_RJ, limits_R = reading_RJ[kept_R], limits_R[kept_R]
+        reading_RJ, limits_R, ended_R = reading_RJ[kept_R], limits_R[kept_R], ended_R[kept_R]
         if len(rows_R):
             cache, source = cache.select(kept_R), source.select(kept_R)
     return results
