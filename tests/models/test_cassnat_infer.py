@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -181,25 +180,6 @@ def test_best_path_is_sample_zero_and_ranking_never_loses() -> None:
         assert all(score >= before - 1e-5 for score, before in zip(scores, previous))
         assert sum(scores) > sum(previous)
         previous = scores
-
-
-@pytest.mark.parametrize(("num_samples", "ranked"), [(1, False), (8, False), (8, True)])
-def test_transcripts_do_not_depend_on_the_batch(num_samples: int, ranked: bool) -> None:
-    model, options = real_model(), CassNatDecodeOptions(num_samples=num_samples, timestamps="token", seed=1)
-    if ranked:
-        options = replace(options, rank_by="ranker", ranker=aed_ranker())
-
-    def run(rows: list[int]) -> list[tuple[Any, ...]]:
-        feats, lens = FEATS[rows, : int(LENS[rows].max())], LENS[rows]
-        hyps = infer(model, feats, lens, tokenizer=TOKENIZER, options=options)
-        return [(hyp.text, [(t.start, t.end) for t in hyp.token_times]) for hyp in hyps]
-
-    together = run([0, 1, 2, 3, 4])
-    assert sum(len(text) for text, _ in together) > 10
-    for row in range(5):
-        assert run([row]) == [together[row]]
-    assert run([4, 2]) == [together[4], together[2]]
-    assert max(end for _, times in together for _, end in times) <= 1.2
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from speechkit.models.ctc.infer import CtcDecodeOptions, decode_log_probs, infer
-from speechkit.models.ctc.model import CtcModel
-from speechkit.nn.conformer import ConformerEncoder
+from speechkit.models.ctc.infer import CtcDecodeOptions, decode_log_probs
 from speechkit.search.lm import estimate_arpa
 from speechkit.text.tokenizers import CharTokenizer
 
@@ -87,30 +85,6 @@ def test_impossible_rows_give_an_empty_transcript() -> None:
     hyps = decode_log_probs(log_probs, lens, tokenizer=TOKENIZER, options=options, frame_shift=0.04)
     assert [hyp.text for hyp in hyps] == ["", "ab"]
     assert hyps[0].score == float("-inf")
-
-
-@pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_transcripts_do_not_depend_on_the_batch(method: Any) -> None:
-    torch.manual_seed(0)
-    encoder = ConformerEncoder(input_dim=12, dim=16, num_layers=2, num_heads=2, ff_dim=32, kernel_size=5)
-    model = CtcModel(encoder=encoder, vocab_size=TOKENIZER.vocab_size).eval()
-    with torch.no_grad():
-        model.head.weight.mul_(8)  # far from ties
-    feats, lens = torch.randn(5, 120, 12), torch.tensor([120, 3, 77, 40, 118])
-    options = CtcDecodeOptions(method=method, timestamps="token", beam_size=4)
-
-    def run(rows: list[int]) -> list[tuple[Any, ...]]:
-        longest = int(lens[rows].max())
-        hyps = infer(model, feats[rows, :longest], lens[rows], tokenizer=TOKENIZER, options=options, frame_shift=0.01)
-        return [(hyp.text, [(t.start, t.end) for t in hyp.token_times]) for hyp in hyps]
-
-    together = run([0, 1, 2, 3, 4])
-    assert any(text for text, _ in together)
-    for row in range(5):
-        assert run([row]) == [together[row]]
-    assert run([4, 2]) == [together[4], together[2]]
-    ends = [end for _, times in together for _, end in times]
-    assert max(ends) <= 1.2
 
 
 @pytest.mark.parametrize(

@@ -112,22 +112,6 @@ def test_prefix_frames_and_labels_are_read_apart(method: Any) -> None:
     assert (none.text, none.language) == ("", "de")
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_transcripts_do_not_depend_on_the_batch(method: Any) -> None:
-    model = build().eval()
-    with torch.no_grad():
-        model.head.weight.mul_(8)  # far from ties
-    feats, lens = sounds_of(random_rows(4, seed=8), seed=3, accents=[0, 1, 1, 0])
-    lens[2] = 0
-    options = OwsmCtcDecodeOptions(method=method, timestamps="token", beam_size=4)
-    together = infer(model, feats, lens, tokenizer=TOKENIZER, options=options)
-    for row, length in enumerate(lens.tolist()):
-        [alone] = infer(model, feats[row : row + 1, :length], lens[row : row + 1], tokenizer=TOKENIZER, options=options)
-        assert (alone.text, alone.language) == (together[row].text, together[row].language)
-        assert [t.start for t in alone.token_times] == [t.start for t in together[row].token_times]
-    assert together[2].text == ""
-
-
 def test_windows_of_a_long_recording_are_joined_behind_one_prefix() -> None:
     model = build().eval()
     row = ROWS[1] * 4

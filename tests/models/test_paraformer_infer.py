@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from speechkit.models.paraformer.infer import ParaformerDecodeOptions, infer, token_spans
-from speechkit.models.paraformer.model import ParaformerModel, Prediction
-from speechkit.nn.conformer import ConformerEncoder
+from speechkit.models.paraformer.model import Prediction
 from speechkit.text.tokenizers import CharTokenizer
 
 TOKENIZER = CharTokenizer.train(["ab ba cab"])
@@ -78,34 +77,6 @@ def test_times_only_when_asked_for() -> None:
     assert (run(model)[0].words, run(model)[0].token_times) == ((), ())
     assert run(model, "token")[0].words == ()
     assert [t.text for t in run(model, "token")[0].token_times] == ["a", "b"]
-
-
-def test_transcripts_do_not_depend_on_the_batch() -> None:
-    torch.manual_seed(0)
-    encoder = ConformerEncoder(input_dim=12, dim=16, num_layers=2, num_heads=2, ff_dim=32, kernel_size=5)
-    model = ParaformerModel(
-        encoder=encoder, vocab_size=TOKENIZER.vocab_size, decoder_layers=2, decoder_heads=2, decoder_ff_dim=32
-    ).eval()
-    with torch.no_grad():
-        model.decoder.head.weight.mul_(8)  # far from ties
-        model.decoder.head.bias[:4] = -100.0  # no specials
-    feats, lens = torch.randn(6, 120, 12), torch.tensor([120, 3, 77, 0, 40, 118])
-    options = ParaformerDecodeOptions(timestamps="token")
-
-    def texts(rows: list[int]) -> list[Any]:
-        longest = int(lens[rows].max())
-        hyps = infer(model, feats[rows, :longest], lens[rows], tokenizer=TOKENIZER, options=options)
-        return [(hyp.tokens, [round(x, 4) for t in hyp.token_times for x in (t.start, t.end)]) for hyp in hyps]
-
-    together = texts([0, 1, 2, 3, 4, 5])
-    assert together[3] == ((), [])
-    assert sum(len(tokens) for tokens, _ in together) > 20
-    for row in range(6):
-        assert texts([row]) == [together[row]]
-    assert texts([5, 2]) == [together[5], together[2]]
-    times = together[0][1]
-    assert times == sorted(times)
-    assert max(times) <= 1.2
 
 
 def test_impossible_options_are_refused() -> None:
