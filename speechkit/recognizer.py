@@ -30,18 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from speechkit.audio.io import AudioError, iter_audio, resample
-from speechkit.audio.vad import energy_vad
+from speechkit.audio.regions import speech_regions
 from speechkit.search.longform import Window, plan_windows, stitch, trim_to_seams
 from speechkit.text.token_table import join_texts
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import AsrBatch, Hypothesis, Seconds, Word
 
 BLOCK_SECONDS: Seconds = 10.0
-PAGE_SECONDS: Seconds = 120.0  # voice activity is judged on pages of this length, which bounds the memory
-REGION_PADDING: Seconds = 0.25  # kept around each speech region
-MAX_MERGE_GAP: Seconds = 1.0  # regions closer than this may share one window
-MIN_PAUSE: Seconds = 0.2  # shorter pauses do not end a region
-HANGOVER: Seconds = 0.1  # of speech regions, for soft beginnings and endings
 
 
 class Region(NamedTuple):
@@ -201,7 +196,7 @@ class Recognizer:
         job = _Job(self, options, batch_size)
         for index, item in enumerate(audio):
             try:
-                for region in self._regions(index, item, sample_rate, job):
+                for region in self._regions(index, item, sample_rate, job.lengths):
                     yield from job.add(region)
             except AudioError as error:
                 if on_error == "raise":
@@ -228,27 +223,37 @@ class Recognizer:
         synchronize()
         return hypotheses, time.perf_counter() - started
 
-    def _regions(self, index: int, item: Any, sample_rate: int | None, job: _Job) -> Iterator[Region]:
-        """Speech regions of one recording, read in blocks; reports the recording's length to `job`."""
+    def speech_regions(self, audio: Any, *, sample_rate: int | None = None) -> list[tuple[Seconds, Seconds]]:
+        """Where a recording is spoken in, as `transcribe` takes it apart; a short one is one stretch.
+
+        Args:
+            audio: one recording, as in `transcribe`.
+            sample_rate: rate of arrays and tensors in Hz; None means the model's own rate.
+
+        Returns:
+            beginning and end of each stretch, in seconds.
+
+        Raises:
+            AudioError: the recording cannot be read.
+        """
+        regions = self._regions(0, audio, sample_rate, {})
+        return [(region.start, region.start + len(region.wave_N) / self.sample_rate) for region in regions]
+
+    def _regions(self, index: int, item: Any, sample_rate: int | None, lengths: dict[int, Seconds]) -> Iterator[Region]:
+        """Speech regions of one recording, read in blocks; keeps in `lengths` how long it is as far as it was read."""
         rate = self.sample_rate
-        buffer_N = np.zeros(0, dtype=np.float32)
-        offset = 0  # samples of the recording before buffer_N[0]
-        for block_N, is_last in _mark_last(self._blocks(item, sample_rate)):
-            buffer_N = np.concatenate([buffer_N, block_N]) if len(buffer_N) else block_N
-            job.lengths[index] = (offset + len(buffer_N)) / rate
-            if not is_last and len(buffer_N) < PAGE_SECONDS * rate:
-                continue
-            speech = energy_vad(buffer_N, rate, min_silence=MIN_PAUSE, hangover=HANGOVER)
-            if is_last and offset == 0 and len(buffer_N) <= self.window_seconds * rate:
-                if speech:
-                    yield Region(index, 0.0, buffer_N)
-                return
-            keep_from = len(buffer_N)
-            if not is_last:
-                speech, keep_from = _hold_back_open_region(speech, len(buffer_N), rate)
-            for begin, end in _merge(speech, len(buffer_N) / rate, self.merge_seconds):
-                yield Region(index, offset / rate + begin, buffer_N[int(begin * rate) : int(end * rate)])
-            buffer_N, offset = buffer_N[keep_from:], offset + keep_from
+
+        def blocks() -> Iterator[np.ndarray]:
+            num_samples = 0
+            for block_N in self._blocks(item, sample_rate):
+                num_samples += len(block_N)
+                lengths[index] = num_samples / rate
+                yield block_N
+
+        stride = round(float(self.features.frame_shift) * rate) * int(self.model.subsampling_factor)
+        found = speech_regions(blocks(), rate, whole=self.window_seconds, merge=self.merge_seconds, stride=stride)
+        for start, wave_N in found:
+            yield Region(index, start, wave_N)
 
     def _blocks(self, item: Any, sample_rate: int | None) -> Iterator[np.ndarray]:
         """The recording as mono blocks at the model's rate."""
@@ -306,9 +311,7 @@ class Recognizer:
             log_probs = [stitch(own, windows, prefix=prefix) for own, windows in zip(outputs, places)]
             lens_B = torch.tensor([row_TV.shape[0] for row_TV in log_probs], device=self.device)
             log_probs_BTV = nn.utils.rnn.pad_sequence(log_probs, batch_first=True)
-            return self._decode_log_probs(
-                log_probs_BTV, lens_B, tokenizer=self.tokenizer, options=options, frame_shift=shift
-            )
+            return self._decode_log_probs(log_probs_BTV, lens_B, tokenizer=self.tokenizer, options=options, frame_shift=shift)
         joined = []
         for own, windows in zip(outputs, places):
             parts = [(0.0, own[0])]
@@ -426,51 +429,6 @@ def _round_to(value: float, factor: int) -> int:
     return max(factor, round(value / factor) * factor)
 
 
-def _mark_last(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
-    """Each block with a flag that is True for the last one; a recording without blocks counts as one empty block."""
-    previous: np.ndarray | None = None
-    for block_N in blocks:
-        if previous is not None:
-            yield previous, False
-        previous = block_N
-    yield (np.zeros(0, dtype=np.float32) if previous is None else previous), True
-
-
-def _hold_back_open_region(
-    speech: list[tuple[Seconds, Seconds]], num_samples: int, rate: int
-) -> tuple[list[tuple[Seconds, Seconds]], int]:
-    """Splits the regions of a page into those that are over and the one that may go on in the next page.
-
-    Returns:
-        The finished regions, and the sample from which the page must be kept. A region that fills most of the page (speech
-        without a pause) is cut at the end of the page: memory stays bounded.
-    """
-    length = num_samples / rate
-    if not speech or speech[-1][1] < length - 2 * REGION_PADDING:
-        return speech, max(0, num_samples - int(2 * REGION_PADDING * rate))
-    begin = max(0.0, speech[-1][0] - REGION_PADDING)
-    if begin < length / 4:
-        return speech, num_samples
-    return speech[:-1], int(begin * rate)
-
-
-def _merge(
-    speech: Sequence[tuple[Seconds, Seconds]], length: Seconds, longest: Seconds
-) -> list[tuple[Seconds, Seconds]]:
-    """Pads the regions, and joins neighbours with a short pause between them while the result is no longer than `longest`."""
-    merged: list[tuple[Seconds, Seconds]] = []
-    for begin, end in speech:
-        begin, end = max(0.0, begin - REGION_PADDING), min(length, end + REGION_PADDING)
-        if merged and begin <= merged[-1][1]:  # the paddings touch: split the pause between the two
-            begin = (begin + merged[-1][1]) / 2
-            merged[-1] = (merged[-1][0], begin)
-        if merged and begin - merged[-1][1] <= MAX_MERGE_GAP and end - merged[-1][0] <= longest:
-            merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((begin, end))
-    return merged
-
-
 def _as_mono(samples: np.ndarray | Tensor) -> np.ndarray:
     """Float samples of one channel from an array or tensor; integers are scaled by their range.
 
@@ -486,9 +444,7 @@ def _as_mono(samples: np.ndarray | Tensor) -> np.ndarray:
     if array.ndim == 2 and array.size:
         array = array.mean(axis=int(np.argmin(array.shape)))
     elif array.ndim != 1:
-        raise ValueError(
-            f"audio array of shape {array.shape}: give one axis of samples, or two of which the shorter is channels"
-        )
+        raise ValueError(f"audio array of shape {array.shape}: give one axis of samples, or two of which the shorter is channels")
     wave_N = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(wave_N).all():
         raise AudioError("audio array holds NaN or infinite samples: clean it first (numpy.nan_to_num)")

@@ -10,13 +10,12 @@ import pytest
 import soundfile
 import torch
 
-from speechkit.audio.vad import energy_vad
 from speechkit.data.corpora.demo import prepare_demo
 from speechkit.data.manifest import read_manifest
 from speechkit.metrics.wer import count_errors
 from speechkit.models.ctc.infer import CtcDecodeOptions, infer
 from speechkit.pretrained import load
-from speechkit.recognizer import HANGOVER, MIN_PAUSE, Recognizer, _hold_back_open_region, _merge, join_hypotheses
+from speechkit.recognizer import Recognizer, join_hypotheses
 from speechkit.search.longform import stitch
 from speechkit.types import Hypothesis, Word
 
@@ -100,13 +99,12 @@ def test_a_long_recording_is_the_sum_of_its_regions(tmp_path: Path) -> None:
     pause = np.zeros(int(1.2 * RATE), np.float32)
     waves = [soundfile.read(u.audio_path, dtype="float32")[0] for u in read_manifest(tmp_path / "test.jsonl")]
     recording = np.concatenate([part for wave in waves for part in (pause, wave)])
-    length = len(recording) / RATE
-    speech = energy_vad(recording, RATE, min_silence=MIN_PAUSE, hangover=HANGOVER)
-    regions = _merge(speech, length, recognizer.merge_seconds)
+    regions = recognizer.speech_regions(recording)
     assert len(regions) > 12
+    assert all(round(begin * RATE) % 640 == 0 for begin, _ in regions), "on whole output frames of the recording"
     hypothesis = recognizer.transcribe(recording, timestamps="word", batch_size=3)[0]
-    parts = recognizer.transcribe([recording[int(b * RATE) : int(e * RATE)] for b, e in regions], timestamps="word")
-    assert hypothesis.audio_s == pytest.approx(length)
+    parts = recognizer.transcribe([recording[round(b * RATE) : round(e * RATE)] for b, e in regions], timestamps="word")
+    assert hypothesis.audio_s == pytest.approx(len(recording) / RATE)
     assert hypothesis.text == " ".join(part.text for part in parts if part.text)
     expected = [begin + word.start for (begin, _), part in zip(regions, parts) for word in part.words]
     assert [word.start for word in hypothesis.words] == pytest.approx(expected)
@@ -159,20 +157,3 @@ def test_joining_shifts_times_and_weighs_confidence() -> None:
     assert join_hypotheses([], audio_s=1.0).text == ""
     chinese = [Hypothesis(text="你好"), Hypothesis(text=""), Hypothesis(text="世界")]
     assert join_hypotheses([(float(i), part) for i, part in enumerate(chinese)], audio_s=3.0).text == "你好世界"
-
-
-def test_regions_are_padded_merged_and_bounded() -> None:
-    assert _merge([(0.1, 1.0), (1.5, 2.0)], 10.0, 30.0) == [(0.0, 2.25)]
-    assert _merge([(1.0, 2.0), (5.0, 6.0)], 6.1, 30.0) == [(0.75, 2.25), (4.75, 6.1)]
-    assert len(_merge([(i, i + 0.7) for i in range(100)], 100.0, 30.0)) == 4
-    assert _merge([(1.0, 2.0), (2.2, 4.0)], 9.0, 3.0) == [(0.75, 2.1), (2.1, 4.25)], "the pause is shared"
-    for (_, end), (begin, _) in zip(*[iter(_merge([(1.0, 25.0), (25.3, 40.0)], 50.0, 30.0))] * 2):
-        assert begin >= end
-
-
-def test_the_region_at_a_page_end_waits_for_the_next_page() -> None:
-    assert _hold_back_open_region([(1.0, 2.0), (110.0, 120.0)], 120 * RATE, RATE) == ([(1.0, 2.0)], int(109.75 * RATE))
-    regions, keep = _hold_back_open_region([(1.0, 2.0)], 120 * RATE, RATE)
-    assert regions == [(1.0, 2.0)]
-    assert keep == int(119.5 * RATE)
-    assert _hold_back_open_region([(3.0, 120.0)], 120 * RATE, RATE) == ([(3.0, 120.0)], 120 * RATE)

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from speechkit.data.manifest import read_manifest
+from speechkit.types import Word
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,16 @@ def test_both_ways_are_scored(script: ModuleType, data_root: Path, tmp_path: Pat
     assert result["wer_clips"] <= 20
     assert result["peak_mb"] >= result["before_mb"] > 0
     assert "WER in one call" in capsys.readouterr().out
+
+
+def test_differences_count_away_from_edges(script: ModuleType) -> None:
+    def words(text: str) -> list[Word]:
+        return [Word(word, float(i), i + 0.5, 1.0) for i, word in enumerate(text.split())]
+
+    ours, theirs = words("a b c d e f g h"), words("x b c y e f g z")
+    assert script._differences(ours, theirs, [0.0, 7.5], 0.2) == (1, 6)
+    assert script._differences(ours, theirs, [0.0, 3.2, 7.5], 0.2) == (0, 5)
+    assert script._differences(ours, theirs, [], 0.2) == (3, 8)
 
 
 def test_a_recording_that_is_not_there(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
