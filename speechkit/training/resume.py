@@ -220,6 +220,7 @@ class Checkpointer(Checkpoint):
             weights = evaluation_weights(trainer, pl_module)
             save_file({key: tensor.detach().cpu().clone() for key, tensor in weights.items()}, partial)
             replace_durably(partial, self.directory / name)
+        trainer.strategy.barrier("weights are kept")  # other ranks may go on to read them
 
 
 def replace_durably(source: Path, target: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,18 +19,14 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "training"
+Run = Callable[[str, Sequence[str]], None]
 
 pytestmark = pytest.mark.recipe
 
 
 @pytest.fixture(scope="module")
-def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tones(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of tones with a training and a validation manifest."""
-    spec = importlib.util.spec_from_file_location("tiny", TINY / "tiny.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
     root = tmp_path_factory.mktemp("tones")
     tiny.write_tones(root / "train", num=60, seed=0)
     tiny.write_tones(root / "valid", num=10, seed=1)
@@ -66,19 +62,12 @@ def _overrides(tones: Path, run_dir: Path, **values: Any) -> list[str]:
     return [f"{key}={value}" for key, value in {**settings, **values}.items()]
 
 
-def _run(recipe: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a recipe in this process, as `python recipes/<recipe> <arguments>` would."""
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", [recipe, *arguments])
-        runpy.run_path(str(ROOT / "recipes" / recipe), run_name="__main__")
-
-
 def test_train_decode_score(
-    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tones: Path, tmp_path: Path, run_recipe: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_dir, hyps = tmp_path / "run", tmp_path / "hyps.jsonl"
-    _run("train.py", _overrides(tones, run_dir, **{"trainer.max_epochs": 10, "trainer.check_val_every_n_epoch": 2}), monkeypatch)
+    run_recipe("train.py", _overrides(tones, run_dir, **{"trainer.max_epochs": 10, "trainer.check_val_every_n_epoch": 2}))
     printed = capsys.readouterr().out
     assert "padding report" in printed
     assert printed.count("| valid loss") == 5
@@ -89,7 +78,7 @@ def test_train_decode_score(
     result = json.loads((run_dir / "result.json").read_text())
 
     manifest = tones / "valid/manifest.jsonl"
-    _run("decode.py", [f"checkpoint={run_dir / 'pretrained'}", f"manifest={manifest}", f"output={hyps}"], monkeypatch)
+    run_recipe("decode.py", [f"checkpoint={run_dir / 'pretrained'}", f"manifest={manifest}", f"output={hyps}"])
     rows = [json.loads(line) for line in hyps.read_text().splitlines()]
     wanted = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert [row["id"] for row in rows] == [row["id"] for row in wanted]
@@ -109,15 +98,13 @@ def test_train_decode_score(
     assert scored["wer"] == pytest.approx(result["valid/wer"]), "decoding and validation give the same error rate"
 
 
-def test_a_sweep_gets_the_metric(
-    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_gets_the_metric(tones: Path, tmp_path: Path, run_recipe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = _overrides(tones, tmp_path / "run", **{"trainer.max_epochs": 1, "optim.lr": "0.001,0.01"})
     seen: list[Any] = []
     run_job = basic_launcher.run_job
     with monkeypatch.context() as patch:
         patch.setattr(basic_launcher, "run_job", lambda *a, **kw: seen.append(run_job(*a, **kw)) or seen[-1])
-        _run("train.py", ["-m", *arguments], monkeypatch)
+        run_recipe("train.py", ["-m", *arguments])
     results = [json.loads((tmp_path / f"run-sweep/{number}/result.json").read_text()) for number in (0, 1)]
     assert [job.return_value for job in seen] == pytest.approx([result["valid/wer"] for result in results])
 
@@ -138,11 +125,11 @@ def test_errors_are_one_line(
     said: str,
     tones: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run_recipe: Run,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        _run("train.py", _overrides(tones, tmp_path / "run", **values), monkeypatch)
+        run_recipe("train.py", _overrides(tones, tmp_path / "run", **values))
     assert stop.value.code == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert said in lines[-1]
@@ -150,22 +137,22 @@ def test_errors_are_one_line(
     assert "Traceback" not in "".join(lines)
 
 
-def test_a_run_directory_is_not_overwritten(tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_directory_is_not_overwritten(tones: Path, tmp_path: Path, run_recipe: Run) -> None:
     arguments = _overrides(tones, tmp_path / "run", **{"trainer.max_epochs": 1})
-    _run("train.py", arguments, monkeypatch)
+    run_recipe("train.py", arguments)
     with pytest.raises(SystemExit):
-        _run("train.py", arguments, monkeypatch)
-    _run("train.py", [*arguments, "resume=true"], monkeypatch)
+        run_recipe("train.py", arguments)
+    run_recipe("train.py", [*arguments, "resume=true"])
 
 
-def test_prepare_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_demo(tmp_path: Path, run_recipe: Run) -> None:
     pytest.importorskip("espeakng_loader")
     sizes = ["corpus.num_train=4", "corpus.num_dev=2", "corpus.num_test=2"]
-    _run("prepare.py", ["corpus=demo", f"corpus.out={tmp_path}", *sizes], monkeypatch)
+    run_recipe("prepare.py", ["corpus=demo", f"corpus.out={tmp_path}", *sizes])
     assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 4
 
 
-def test_kill_9_and_resume(tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_9_and_resume(tones: Path, tmp_path: Path, run_recipe: Run) -> None:
     """A run killed in mid-epoch, with workers, goes on to the same batches, losses and exported weights."""
 
     def arguments(name: str) -> list[str]:
@@ -195,10 +182,9 @@ def test_kill_9_and_resume(tones: Path, tmp_path: Path, monkeypatch: pytest.Monk
     before = trace.read_text().splitlines()
     trace.unlink()
 
-    monkeypatch.syspath_prepend(str(TINY))
-    _run("train.py", arguments("whole"), monkeypatch)
+    run_recipe("train.py", arguments("whole"))
     whole = (tmp_path / "whole.jsonl").read_text().splitlines()
-    _run("train.py", [*arguments("killed"), "resume=true"], monkeypatch)
+    run_recipe("train.py", [*arguments("killed"), "resume=true"])
     after = trace.read_text().splitlines()
     assert before == whole[: len(before)]
     assert len(after) < len(whole), "the run had been started afresh"

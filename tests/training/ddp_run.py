@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import warnings
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 
-from speechkit.training.resume import Checkpointer, RandomStates
-
-
-class KeepingCheckpointer(Checkpointer):
-    """Keeps a copy of the checkpoint of the second step."""
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        super()._save(trainer)
-        if trainer.is_global_zero and trainer.global_step == 2:
-            shutil.copy(self.last_path, self.directory / "middle.ckpt")
+from speechkit.training.resume import RandomStates
 
 
 def run(root: Path, phase: str, start: Path | None) -> None:
@@ -32,7 +21,7 @@ def run(root: Path, phase: str, start: Path | None) -> None:
     callbacks = [
         tiny.Trace(path=root / f"{phase}-rank{rank}.jsonl"),
         RandomStates(seed=3),
-        KeepingCheckpointer(directory=root / phase, every_minutes=None, every_steps=2),
+        tiny.KeepingCheckpointer(directory=root / phase, every_minutes=None, every_steps=2),
     ]
     trainer = tiny.make_trainer(root, *callbacks, devices=2, strategy="ddp", max_epochs=2)
     datamodule = tiny.make_datamodule(root, num_workers=1)
@@ -44,4 +33,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("error", message=".*not resumable.*")
     directory = Path(sys.argv[1])
     run(directory, "whole", None)
-    run(directory, "resumed", directory / "whole/middle.ckpt")
+    run(directory, "resumed", directory / "whole/after-2.ckpt")

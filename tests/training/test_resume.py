@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from speechkit.training.ema import Ema
-from speechkit.training.resume import Checkpointer, RandomStates
+from speechkit.training.resume import RandomStates
 
 
 def _load(name: str) -> ModuleType:
@@ -30,16 +29,6 @@ def _load(name: str) -> ModuleType:
 tiny = _load("tiny")
 
 
-class KeepingCheckpointer(Checkpointer):
-    """Keeps a copy of every checkpoint, named after the lines of the trace at that time: what a crash would leave."""
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        super()._save(trainer)
-        (trace,) = (callback.path for callback in trainer.callbacks if isinstance(callback, tiny.Trace))
-        lines = len(trace.read_text().splitlines()) if trace.exists() else 0
-        shutil.copy(self.last_path, self.directory / f"after-{lines}.ckpt")
-
-
 def _fit(root: Path, name: str, *, start: Path | None = None, **options: Any) -> list[str]:
     """Runs training afresh or from a checkpoint; returns its trace."""
     trace = root / f"{name}.jsonl"
@@ -49,7 +38,7 @@ def _fit(root: Path, name: str, *, start: Path | None = None, **options: Any) ->
         tiny.Trace(path=trace),
         RandomStates(seed=1),
         Ema(decay=0.9),
-        KeepingCheckpointer(directory=root / name, every_minutes=None, every_steps=every_steps, keep=2),
+        tiny.KeepingCheckpointer(directory=root / name, every_minutes=None, every_steps=every_steps, keep=2),
     ]
     trainer = tiny.make_trainer(root, *callbacks, **options)
     with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,19 @@ from speechkit.nn.conformer import ConformerEncoder
 from speechkit.text.tokenizers import CharTokenizer
 from speechkit.training import optim
 from speechkit.training.lit_module import LitModule
+from speechkit.training.resume import Checkpointer
 from speechkit.types import AsrBatch
 
 TONES = {"a": 300.0, "b": 600.0, "c": 1200.0, "d": 2400.0}
 
 
-def write_tones(directory: Path, *, num: int, seed: int) -> Path:
+def write_tones(directory: Path, *, num: int, seed: int, letters_from: int = 1, letters_to: int = 5) -> Path:
     """A manifest of `num` utterances: each letter of the text is a tone of 0.1 to 0.2 s."""
     rng = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(num):
-        letters = [str(letter) for letter in rng.choice(list(TONES), size=rng.integers(1, 6))]
+        letters = [str(letter) for letter in rng.choice(list(TONES), size=rng.integers(letters_from, letters_to + 1))]
         lengths = rng.uniform(0.1, 0.2, size=len(letters))
         pieces = [0.3 * np.sin(2 * np.pi * TONES[x] * np.arange(int(s * 8000)) / 8000) for x, s in zip(letters, lengths)]
         wave_N = np.concatenate(pieces) + rng.normal(0, 0.01, sum(map(len, pieces)))
@@ -107,6 +109,17 @@ def make_trainer(directory: Path, *callbacks: pl.Callback, **options: Any) -> pl
         "log_every_n_steps": 1,
     }
     return pl.Trainer(**{**values, **options})
+
+
+class KeepingCheckpointer(Checkpointer):
+    """Keeps a copy of every checkpoint, named after the lines of the trace at that time: what a crash would leave."""
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        super()._save(trainer)
+        if trainer.is_global_zero:
+            (trace,) = (callback.path for callback in trainer.callbacks if isinstance(callback, Trace))
+            lines = len(trace.read_text().splitlines()) if trace.exists() else 0
+            shutil.copy(self.last_path, self.directory / f"after-{lines}.ckpt")
 
 
 class Trace(pl.Callback):
