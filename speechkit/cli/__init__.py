@@ -86,7 +86,8 @@ def models(as_json: bool) -> None:
 
     found, families = list_models(), list_families()
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(info) for info in (*found, *families)], indent=2))
+        rows = [*map(dataclasses.asdict, found), *map(dataclasses.asdict, families)]
+        click.echo(json.dumps(rows, indent=2))
         return
     for info in found:
         click.echo(

@@ -121,7 +121,7 @@ class SpeechDataModule(pl.LightningDataModule):
         self.train_manifests, self.valid_manifests = name_manifests(train), name_manifests(valid)
         self.tokenizer, self.make_sampler, self.weights = tokenizer, sampler, weights
         self.normalizer = get_normalizer(normalizer)
-        self.fields = {"target_field": target_field, "task_field": task_field, "prompt_field": prompt_field}
+        self.fields: dict[str, Any] = {"target_field": target_field, "task_field": task_field, "prompt_field": prompt_field}
         self.reading: dict[str, Any] = {"sample_rate": sample_rate, "channel": channel, "seed": seed, "cache": cache}
         self.transforms, self.on_error = transforms, on_error
         self.limits: dict[str, Any] = {
