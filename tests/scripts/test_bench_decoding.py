@@ -71,12 +71,12 @@ def test_ours_alone(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFix
     assert rows["random", 1, "Speech2Text greedy"]["decoder_s"] is None
     for key in (("random", 1, "AED no cache"), ("random", 2, "CASS-NAT"), ("trained", 1, "AED speculative, CTC draft")):
         assert 0.0 < rows[key]["decoder_s"] < rows[key]["total_s"]
-    assert ("random", 2, "AED no cache") not in rows
     ratios = {(r["group"], r["batch"], r["first"], r["second"], r["part"]): r for r in found["ratios"]}
     cache = ratios["random", 1, "AED no cache", "AED greedy", "decoder"]
     assert cache["wanted"] == ">= 5"
     assert cache["met"] == (cache["ratio"] >= 5)
     assert ratios["trained", 1, "AED greedy", "AED speculative, CTC draft", "decoder"]["wanted"] == ">= 2"
+    assert ratios["random", 2, "AED no cache", "AED greedy", "decoder"]["met"] is None  # a goal of batch 1
     assert ratios["random", 2, "AED beam 3", "Paraformer", "total"]["met"] is None
     for row in found["rows"]:
         assert row["system"] in shown
