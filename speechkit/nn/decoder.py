@@ -305,7 +305,9 @@ class TransformerDecoder(nn.Module):
         """An empty cache for `num_rows` rows, with room for so many tokens to begin with."""
         weight = self.embedding.weight
         shape = (num_rows, self.num_heads, room, self.dim // self.num_heads)
-        empty = [[weight.new_zeros(shape) for _ in self.layers] for _ in range(2)]
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        empty = [[weight.new_zeros(shape, dtype=dtype) for _ in self.layers] for _ in range(2)]
         return DecoderCache(empty[0], empty[1], torch.zeros(num_rows, dtype=torch.long, device=weight.device))
 
     def extend(

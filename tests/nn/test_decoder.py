@@ -117,3 +117,15 @@ def test_attention_weights() -> None:
     torch.nn.init.eye_(attention.out.weight)
     torch.nn.init.zeros_(attention.out.bias)
     torch.testing.assert_close(attention.weights(queries, key) @ frames, attention(queries, key, frames[:, None]))
+
+
+@torch.inference_mode()
+def test_the_cache_has_the_type_that_autocast_computes_in() -> None:
+    decoder, x, lens = make(), torch.randn(2, 7, 12), torch.tensor([7, 4])
+    tokens = torch.randint(0, 11, (2, 6))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        source, cache = decoder.read(x, lens), decoder.start(2)
+        pieces = [decoder.extend(tokens[:, i : i + 2], cache, source) for i in (0, 2, 4)]
+    assert cache.keys[0].dtype == torch.bfloat16
+    torch.testing.assert_close(torch.cat(pieces, dim=1).float(), decoder(tokens, decoder.read(x, lens)), atol=0.1, rtol=0.1)
+    assert decoder.start(2).keys[0].dtype == torch.float32

@@ -105,12 +105,7 @@ def test_a_run_that_is_killed_goes_on_exactly(whole: Path, tones: Path, tmp_path
     assert all(weights[name].equal(expected[name]) for name in weights)
 
 
-def test_bf16_autocast_stays_near_fp32(
-    whole: Path, tones: Path, tmp_path: Path, run_recipe: Run, request: pytest.FixtureRequest
-) -> None:
-    if whole.name == "aed":
-        reason = "DecoderCache is made in the type of the weights; under autocast keys and values come in bf16"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_bf16_autocast_stays_near_fp32(whole: Path, tones: Path, tmp_path: Path, run_recipe: Run) -> None:
     run_dir = tmp_path / "bf16"
     run_recipe("train.py", overrides(whole.name, tones, run_dir, **{"trainer.precision": "bf16-mixed"}))
     found, expected = losses(trace(run_dir)), losses(trace(whole))
