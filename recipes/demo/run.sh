@@ -27,7 +27,7 @@ for name in greedy lm; do
 done
 
 echo "== 6/6 transcribe a file"
-file=$(find "$data" -name '*.flac' -path '*test*' | sort | head -n 1)
+file=$(find "$data" -name '*.flac' -path '*test*' | sort | sed -n 1p) # not head: it would break the pipe of sort
 echo "$file:"
 speechkit transcribe "$file" --model "$out/run/pretrained" --format srt
 echo "== done in $((SECONDS - begin)) s"
