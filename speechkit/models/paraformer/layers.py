@@ -1,6 +1,7 @@
-"""The two parts that make a Paraformer: the predictor of frame weights and the decoder of all tokens at once.
+"""The parts that make a Paraformer: what tells tokens apart in the frames, and the decoder of all tokens at once.
 
-Sources: Gao et al. 2022, "Paraformer", sections 3.1 and 3.2; shapes of the convolution and the decoder as in FunASR.
+Sources: Gao et al. 2022, "Paraformer", sections 3.1 and 3.2; shapes of the convolution and the decoder as in FunASR. Tokens
+off a CTC path: An et al. 2024, "Paraformer-v2", section 2.
 
 Shape legend: B batch, T frames, U tokens, D model, V vocab.
 """
@@ -46,6 +47,37 @@ class Predictor(nn.Module):
             context_BDT = F.conv1d(x_BDT, conv.weight.float(), bias, padding=conv.padding, groups=conv.groups)
             hidden_BTD = self.dropout(x_BDT + context_BDT).relu().transpose(1, 2)
             return F.linear(hidden_BTD, out.weight.float(), out.bias.float()).squeeze(2).sigmoid() * valid_BT
+
+
+class PosteriorEmbedding(nn.Module):
+    """Frames as what CTC takes them for: a linear map of the posteriors of all labels.
+
+    Args:
+        vocab_size: V.
+        dim: D.
+    """
+
+    def __init__(self, *, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vocab_size, dim)
+
+    def forward(self, logits_BTV: Tensor) -> Tensor:
+        """Maps scores of a CTC head, shape (B, T, V), to frames, shape (B, T, D)."""
+        return self.linear(logits_BTV.float().softmax(dim=-1))
+
+
+def path_weights(token_index_BT: Tensor) -> Tensor:
+    """Weights of frames under which integrate-and-fire takes the mean of each token's run in a CTC path.
+
+    Args:
+        token_index_BT: which token a frame belongs to, ascending from 0 without gaps; -1 for frames of none, int64, shape (B, T).
+
+    Returns:
+        fp32, one over the length of its run for a frame of a token, shape (B, T).
+    """
+    places_BT = token_index_BT + 1  # 0 counts the frames of none
+    counts_BP = torch.zeros_like(F.pad(places_BT, (0, 1))).scatter_add_(1, places_BT, torch.ones_like(places_BT))
+    return counts_BP.gather(1, places_BT).float().reciprocal() * (token_index_BT >= 0)
 
 
 class ParallelDecoder(nn.Module):

@@ -1,7 +1,8 @@
 """Paraformer: encoder, predictor, integrate-and-fire, parallel decoder, and the losses that train them.
 
-Source: Gao et al. 2022, "Paraformer: Fast and Accurate Parallel Transformer for Non-autoregressive End-to-End Speech
-Recognition", sections 3.1 to 3.4.
+Sources: Gao et al. 2022, "Paraformer: Fast and Accurate Parallel Transformer for Non-autoregressive End-to-End Speech
+Recognition", sections 3.1 to 3.4; tokens off the CTC path: An et al. 2024, "Paraformer-v2: An improved non-autoregressive
+transformer for noise-robust speech recognition", section 2.
 
 Shape legend: B batch, T frames, U tokens, D model, V vocab, F mel bins.
 """
@@ -10,23 +11,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechkit.kernels.cif import cif, count_tokens
+from speechkit.kernels.ctc_align import CtcAlignment, ctc_viterbi
+from speechkit.losses.boundary import boundary_loss
 from speechkit.losses.ctc import ctc_branch_loss
 from speechkit.losses.glancing import glance
 from speechkit.losses.label_smoothing import check_smoothing, smoothed_cross_entropy
 from speechkit.losses.mwer import mwer_loss
-from speechkit.models.paraformer.layers import ParallelDecoder, Predictor
+from speechkit.models.paraformer.layers import ParallelDecoder, PosteriorEmbedding, Predictor, path_weights
 from speechkit.nn.ctc_encoder import check_inter_layers, encode_with_ctc
 from speechkit.nn.decoder import Source
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masks import valid_mask
+from speechkit.search.alignment_sampling import token_starts
+from speechkit.text.tokenizers import BLANK
 from speechkit.types import AsrBatch, LossOutput
+
+
+TokenSource = Literal["cif", "ctc"]
 
 
 class Prediction(NamedTuple):
@@ -45,6 +53,14 @@ class Prediction(NamedTuple):
     frame_lens_B: Tensor
 
 
+class _Marks(NamedTuple):
+    """Where the tokens are: weights of frames, what is integrated under them, and tokens of each row as the model counts them."""
+
+    alphas_BT: Tensor
+    hidden_BTD: Tensor
+    token_lens_B: Tensor
+
+
 class ParaformerModel(nn.Module):
     """Encoder, predictor of frame weights, and a decoder of all tokens at once.
 
@@ -55,14 +71,19 @@ class ParaformerModel(nn.Module):
         decoder_layers: layers of the decoder.
         decoder_heads: its attention heads.
         decoder_ff_dim: hidden width of its feed-forward layers.
-        predictor_kernel: frames under the convolution of the predictor; odd.
+        token_source: what tells one token from the next in the frames: "cif", the predictor's weights; "ctc", the path of the CTC
+            head (Paraformer-v2), for languages whose tokens are letters or pieces of words.
+        predictor_kernel: frames under the convolution of the predictor; odd. Only with "cif".
         dropout: rate in training in predictor and decoder, and before the CTC head.
         attention_dropout: rate on the decoder's attention weights in training.
-        ctc_weight: w in w CTC + (1 - w) (cross-entropy and MWER); 0 for no CTC head.
+        ctc_weight: w in w CTC + (1 - w) (cross-entropy and MWER); 0 for no CTC head, without which there is neither
+            `token_source="ctc"` nor a boundary loss.
         inter_layers: encoder layers, counted from 1, whose output is also trained with CTC through the same head.
         inter_weight: share of the intermediate losses in CTC.
         ce_weight: factor of the cross-entropy; small (0.01) when MWER leads.
-        quantity_weight: factor of the quantity loss, the absolute error of the predicted number of tokens.
+        quantity_weight: factor of the quantity loss, the absolute error of the predicted number of tokens. Only with "cif".
+        boundary_weight: factor of the boundary loss, by which weights add up to one between CTC spikes; 0 for none. Only with
+            "cif".
         glancing_ratio: share of the wrong tokens of the first pass that the second one is shown; 0 trains in one pass.
         label_smoothing: of the cross-entropy.
         mwer_weight: factor of the expected token errors; for fine-tuning a trained model. 0 for none.
@@ -88,6 +109,7 @@ class ParaformerModel(nn.Module):
         decoder_layers: int = 6,
         decoder_heads: int = 4,
         decoder_ff_dim: int = 2048,
+        token_source: TokenSource = "cif",
         predictor_kernel: int = 3,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
@@ -96,6 +118,7 @@ class ParaformerModel(nn.Module):
         inter_weight: float = 0.5,
         ce_weight: float = 1.0,
         quantity_weight: float = 1.0,
+        boundary_weight: float = 0.0,
         glancing_ratio: float = 0.4,
         label_smoothing: float = 0.1,
         mwer_weight: float = 0.0,
@@ -107,13 +130,18 @@ class ParaformerModel(nn.Module):
         for name, share in (("ctc_weight", ctc_weight), ("glancing_ratio", glancing_ratio), ("mwer_flip_ratio", mwer_flip_ratio)):
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"{name}={share} must be in [0, 1]")
-        for name, weight in (("ce_weight", ce_weight), ("quantity_weight", quantity_weight), ("mwer_weight", mwer_weight)):
+        factors = {"ce": ce_weight, "quantity": quantity_weight, "boundary": boundary_weight, "mwer": mwer_weight}
+        for name, weight in factors.items():
             if weight < 0.0:
-                raise ValueError(f"{name}={weight} must not be negative; use 0 to leave the loss out")
+                raise ValueError(f"{name}_weight={weight} must not be negative; use 0 to leave the loss out")
+        if token_source not in ("cif", "ctc"):
+            raise ValueError(f"token_source={token_source!r} must be 'cif' or 'ctc'")
+        if token_source == "ctc" and boundary_weight:
+            raise ValueError(f"boundary_weight={boundary_weight} teaches the weights of token_source='cif'; use 0 with 'ctc'")
         if mwer_candidates < 2:
             raise ValueError(f"mwer_candidates={mwer_candidates} must be at least 2, for errors are compared between candidates")
-        if inter_layers and not ctc_weight:
-            raise ValueError(f"inter_layers={list(inter_layers)} needs ctc_weight above 0")
+        if not ctc_weight and (inter_layers or boundary_weight or token_source == "ctc"):
+            raise ValueError(f"inter_layers={list(inter_layers)}, {boundary_weight=} and {token_source=} need ctc_weight above 0")
         check_inter_layers(encoder, inter_layers, inter_weight, self_condition=False)
         check_smoothing(label_smoothing)
         self.encoder = encoder
@@ -121,12 +149,16 @@ class ParaformerModel(nn.Module):
         self.subsampling_factor: int = encoder.subsampling_factor  # type: ignore[assignment]
         self.ctc_weight, self.inter_layers, self.inter_weight = ctc_weight, tuple(inter_layers), inter_weight
         self.ce_weight, self.quantity_weight, self.label_smoothing = ce_weight, quantity_weight, label_smoothing
-        self.glancing_ratio, self.max_scale = glancing_ratio, max_scale
+        self.boundary_weight, self.glancing_ratio, self.max_scale = boundary_weight, glancing_ratio, max_scale
         self.mwer_weight, self.mwer_candidates, self.mwer_flip_ratio = mwer_weight, mwer_candidates, mwer_flip_ratio
         dim: int = encoder.output_dim  # type: ignore[assignment]
         self.dropout = Dropout(dropout)
         self.head = nn.Linear(dim, vocab_size) if ctc_weight else None
-        self.predictor = Predictor(dim=dim, kernel_size=predictor_kernel, dropout=dropout)
+        self.predictor, self.posteriors = None, None
+        if token_source == "cif":
+            self.predictor = Predictor(dim=dim, kernel_size=predictor_kernel, dropout=dropout)
+        else:
+            self.posteriors = PosteriorEmbedding(vocab_size=vocab_size, dim=dim)
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         self.embedding.requires_grad_(glancing_ratio > 0.0)  # without glancing nothing reads it
@@ -152,10 +184,11 @@ class ParaformerModel(nn.Module):
             batch: B utterances, of which tokens and their lengths are used.
 
         Returns:
-            loss; parts ce, accuracy (share of tokens that the decoder gets right, with what it was shown), quantity (tokens too
-            many or too few per target token), length_accuracy (share of utterances with the right number of tokens), and those
-            in use of ctc, inter_ctc, infeasible (utterances too short for CTC, which it leaves out), hits (share of tokens that
-            the first pass gets right), mwer; number of target tokens.
+            loss; parts ce, accuracy (share of tokens that the decoder gets right, with what it was shown), length_accuracy (share
+            of utterances with the right number of tokens), and those in use of quantity (tokens too many or too few per target
+            token), boundary (weight on the wrong side of a CTC spike per target token), ctc, inter_ctc, infeasible (utterances
+            too short for CTC, which it leaves out, and so does a decoder that needs the path), hits (share of tokens that the
+            first pass gets right), mwer; number of target tokens.
         """
         inter_logits: tuple[Tensor, ...] = ()
         if self.head is None:
@@ -164,20 +197,20 @@ class ParaformerModel(nn.Module):
             x_BTD, inter_logits, lens_B = encode_with_ctc(
                 self.encoder, feats_BTF, feat_lens_B, head=self.head, inter_layers=self.inter_layers, intermediate=True
             )
-        token_lens_B = batch.token_lens_B
+        logits_BTV = None if self.head is None else self.head(self.dropout(x_BTD))
         tokens_BU = batch.tokens_BU if batch.tokens_BU.shape[1] else F.pad(batch.tokens_BU, (0, 1))
-        valid_BU = valid_mask(token_lens_B, tokens_BU.shape[1])
+        path = self._align(logits_BTV, lens_B, tokens_BU, batch.token_lens_B)
+        token_lens_B = batch.token_lens_B if path is None else batch.token_lens_B * path.feasible_B
         num_targets = token_lens_B.sum()
-        alphas_BT = self.predictor(x_BTD, valid_mask(lens_B, x_BTD.shape[1]))
-        quantity_B = (alphas_BT.sum(1) - token_lens_B).abs()
-        quantity = quantity_B.sum() / num_targets.clamp(min=1)
-        right_B = count_tokens(alphas_BT) == token_lens_B
-        parts = {"quantity": quantity.detach(), "length_accuracy": right_B.float().mean()}
+        marks = self._mark(x_BTD, lens_B, logits_BTV, path)
+        right_B = marks.token_lens_B == batch.token_lens_B
+        parts = {"length_accuracy": right_B.float().mean()}
         source = self.decoder.read(x_BTD, lens_B)
-        embeddings_BUD = self._target_embeddings(alphas_BT, x_BTD, lens_B, token_lens_B, tokens_BU.shape[1])
+        embeddings_BUD = self._target_embeddings(marks, lens_B, token_lens_B, tokens_BU.shape[1])
         if self.training and self.glancing_ratio:
             embeddings_BUD, parts["hits"] = self._glance(embeddings_BUD, tokens_BU, token_lens_B, source)
         logits_BUV = self.decoder(embeddings_BUD, token_lens_B, source)
+        valid_BU = valid_mask(token_lens_B, tokens_BU.shape[1])
         ce = smoothed_cross_entropy(logits_BUV, tokens_BU, valid_BU, smoothing=self.label_smoothing)
         parts |= {"ce": ce.loss.detach(), "accuracy": ce.accuracy}
         loss = self.ce_weight * ce.loss
@@ -185,12 +218,22 @@ class ParaformerModel(nn.Module):
             mwer = self._mwer(logits_BUV, tokens_BU, token_lens_B)
             parts["mwer"] = mwer.detach()
             loss = loss + self.mwer_weight * mwer
-        if self.head is not None:
-            logits_BTV = self.head(self.dropout(x_BTD))
-            ctc = ctc_branch_loss(logits_BTV, inter_logits, lens_B, tokens_BU, token_lens_B, inter_weight=self.inter_weight)
+        if logits_BTV is not None:
+            ctc = ctc_branch_loss(
+                logits_BTV, inter_logits, lens_B, tokens_BU, batch.token_lens_B, inter_weight=self.inter_weight, blank=BLANK
+            )
             parts |= ctc.parts
             loss = self.ctc_weight * ctc.loss + (1.0 - self.ctc_weight) * loss
-        return LossOutput(loss=loss + self.quantity_weight * quantity, parts=parts, num_targets=num_targets)
+        if self.predictor is not None:
+            errors_B = (marks.alphas_BT.sum(1) - batch.token_lens_B).abs()
+            quantity = errors_B.sum() / batch.token_lens_B.sum().clamp(min=1)
+            parts["quantity"] = quantity.detach()
+            loss = loss + self.quantity_weight * quantity
+        if self.boundary_weight and path is not None:
+            boundary = boundary_loss(marks.alphas_BT, path.spikes_BU, token_lens_B).sum() / num_targets.clamp(min=1)
+            parts["boundary"] = boundary.detach()
+            loss = loss + self.boundary_weight * boundary
+        return LossOutput(loss=loss, parts=parts, num_targets=num_targets)
 
     def predict(self, feats_BTF: Tensor, feat_lens_B: Tensor) -> Prediction:
         """Labels all tokens in one pass.
@@ -200,10 +243,10 @@ class ParaformerModel(nn.Module):
             feat_lens_B: valid frames of each row, int64, shape (B,).
         """
         x_BTD, lens_B = self.encoder(feats_BTF, feat_lens_B)
-        alphas_BT = self.predictor(x_BTD, valid_mask(lens_B, x_BTD.shape[1]))
-        token_lens_B = count_tokens(alphas_BT)
+        logits_BTV = self.head(x_BTD) if self.head is not None and self.posteriors is not None else None
+        alphas_BT, hidden_BTD, token_lens_B = self._mark(x_BTD, lens_B, logits_BTV, None)
         num_tokens = max(int(token_lens_B.max()), 1)
-        embeddings_BUD = cif(alphas_BT, x_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=num_tokens).embeddings_BUD
+        embeddings_BUD = cif(alphas_BT, hidden_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=num_tokens).embeddings_BUD
         logits_BUV = self.decoder(embeddings_BUD, token_lens_B, self.decoder.read(x_BTD, lens_B))
         return Prediction(F.log_softmax(logits_BUV.float(), dim=-1), token_lens_B, alphas_BT, lens_B)
 
@@ -211,14 +254,34 @@ class ParaformerModel(nn.Module):
         """Encoder frames for so many input frames."""
         return self.encoder.output_lengths(lens_B)  # type: ignore[operator]
 
-    def _target_embeddings(
-        self, alphas_BT: Tensor, x_BTD: Tensor, lens_B: Tensor, token_lens_B: Tensor, max_tokens: int
-    ) -> Tensor:
+    def _align(self, logits_BTV: Tensor | None, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor) -> CtcAlignment | None:
+        """The CTC path of the targets, where the token source or a loss needs it."""
+        if logits_BTV is None or not (self.posteriors or self.boundary_weight):
+            return None
+        return ctc_viterbi(F.log_softmax(logits_BTV.detach().float(), dim=-1), lens_B, tokens_BU, token_lens_B, blank=BLANK)
+
+    def _mark(self, x_BTD: Tensor, lens_B: Tensor, logits_BTV: Tensor | None, path: CtcAlignment | None) -> _Marks:
+        """Tells the tokens apart; off the best CTC path when that of the targets is not given."""
+        if self.predictor is not None:
+            alphas_BT = self.predictor(x_BTD, valid_mask(lens_B, x_BTD.shape[1]))
+            return _Marks(alphas_BT, x_BTD, count_tokens(alphas_BT))
+        assert logits_BTV is not None and self.posteriors is not None
+        labels_BT = logits_BTV.argmax(dim=2)
+        starts_BT = token_starts(labels_BT, lens_B, blank=BLANK)
+        if path is None:
+            is_token_BT = (labels_BT != BLANK) & valid_mask(lens_B, labels_BT.shape[1])
+            index_BT = torch.where(is_token_BT, starts_BT.cumsum(dim=1) - 1, -1)
+        else:
+            index_BT = path.token_index_BT
+        return _Marks(path_weights(index_BT), self.posteriors(logits_BTV), starts_BT.sum(dim=1))
+
+    def _target_embeddings(self, marks: _Marks, lens_B: Tensor, token_lens_B: Tensor, max_tokens: int) -> Tensor:
         """As many embeddings as there are targets: the weights of each row are scaled to sum to their number."""
+        alphas_BT = marks.alphas_BT
         sums_B = alphas_BT.sum(1)
         scale_B = (token_lens_B / sums_B.clamp(min=torch.finfo(sums_B.dtype).tiny)).clamp(max=self.max_scale)
         scaled_BT = alphas_BT * scale_B[:, None]
-        return cif(scaled_BT, x_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=max_tokens).embeddings_BUD
+        return cif(scaled_BT, marks.hidden_BTD, lens_B, token_lens_B=token_lens_B, max_tokens=max_tokens).embeddings_BUD
 
     def _glance(
         self, embeddings_BUD: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, source: Source
