@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.nn.attention import SelfAttention
+from speechkit.nn.attention import Places, SelfAttention
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import Activation, FeedForward
 from speechkit.nn.masks import attention_mask, padding_mask
@@ -53,27 +53,26 @@ class DecoderCache:
     """Keys and values of the tokens that each row has read.
 
     Attributes:
-        keys: of each layer, shape (B, H, L, K); anything past a row's length.
-        values: of each layer, shape (B, H, L, K).
+        memory: keys and values of all layers, shape (layers, 2, B, H, L, K); anything past a row's length.
         lens_B: tokens that each row holds, int64, shape (B,). Making one smaller gives tokens back.
+        positions_LD: sinusoids of all positions for which there is room, shape (L, D).
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    memory: Tensor
     lens_B: Tensor
+    positions_LD: Tensor
 
     def select(self, rows_R: Tensor) -> DecoderCache:
         """A cache of rows `rows_R` (int64, shape (R,)), which may repeat; the memory is its own."""
-        return DecoderCache([k[rows_R] for k in self.keys], [v[rows_R] for v in self.values], self.lens_B[rows_R])
+        return DecoderCache(self.memory.index_select(2, rows_R), self.lens_B[rows_R], self.positions_LD)
 
     def reserve(self, num_tokens: int) -> None:
         """Makes room for rows of `num_tokens` tokens; doubles, so that growing costs little."""
-        room = self.keys[0].shape[2]
-        if num_tokens <= room:
-            return
-        more = max(num_tokens, 2 * room) - room
-        self.keys = [F.pad(key, (0, 0, 0, more)) for key in self.keys]
-        self.values = [F.pad(value, (0, 0, 0, more)) for value in self.values]
+        room = self.memory.shape[4]
+        if num_tokens > room:
+            more = max(num_tokens, 2 * room) - room
+            self.memory = F.pad(self.memory, (0, 0, 0, more))
+            self.positions_LD = _position_table(room + more, self.positions_LD)
 
 
 class CrossAttention(nn.Module):
@@ -101,6 +100,8 @@ class CrossAttention(nn.Module):
     def keys_values(self, source_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a source, each of shape (B, H, T, K)."""
         key_value = self.key_value(source_BTD).unflatten(-1, (2 * self.num_heads, self.head_dim)).transpose(1, 2)
+        if not torch.is_grad_enabled():
+            key_value = key_value.contiguous()  # search reads them for every token
         key, value = key_value.chunk(2, dim=1)
         return key, value
 
@@ -198,16 +199,13 @@ class DecoderLayer(nn.Module):
     def extend(
         self,
         x_BJD: Tensor,
-        cache: DecoderCache,
-        layer: int,
-        positions_BJ: Tensor,
-        self_mask: Tensor,
+        memory_NBHLK: Tensor,
+        places: Places,
         source: LayerSource,
         attention: list[Tensor] | None = None,
     ) -> Tensor:
-        """As `forward` for J new tokens at `positions_BJ` of the cache, whose keys and values are written there."""
-        cached = cache.keys[layer], cache.values[layer]
-        x_BJD = x_BJD + self.self_attention.extend(self.self_norm(x_BJD), *cached, positions_BJ, self_mask)
+        """As `forward` for J new tokens, whose keys and values are written to their places in the layer's cache."""
+        x_BJD = x_BJD + self.self_attention.extend(self.self_norm(x_BJD), memory_NBHLK, places)
         key_BHTK, _, mask = source
         if attention is not None and self.cross_attention is not None and key_BHTK is not None:
             attention.append(self.cross_attention.weights(self.cross_norm(x_BJD), key_BHTK, mask))
@@ -295,7 +293,7 @@ class TransformerDecoder(nn.Module):
             logits, shape (B, U, V).
         """
         num_tokens, device = tokens_BU.shape[1], tokens_BU.device
-        x_BUD = self._embed(tokens_BU, torch.arange(num_tokens, device=device))
+        x_BUD = self._embed(tokens_BU, _position_table(num_tokens, self.embedding.weight))
         causal_UU = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
         for i, layer in enumerate(self.layers):
             x_BUD = layer(x_BUD, causal_UU, *_of_layer(source, i))
@@ -303,12 +301,11 @@ class TransformerDecoder(nn.Module):
 
     def start(self, num_rows: int, *, room: int = 32) -> DecoderCache:
         """An empty cache for `num_rows` rows, with room for so many tokens to begin with."""
-        weight = self.embedding.weight
-        shape = (num_rows, self.num_heads, room, self.dim // self.num_heads)
-        kind = weight.device.type
+        weight, kind = self.embedding.weight, self.embedding.weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        empty = [[weight.new_zeros(shape, dtype=dtype) for _ in self.layers] for _ in range(2)]
-        return DecoderCache(empty[0], empty[1], torch.zeros(num_rows, dtype=torch.long, device=weight.device))
+        shape = (len(self.layers), 2, num_rows, self.num_heads, room, self.dim // self.num_heads)
+        lens_B = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
+        return DecoderCache(weight.new_zeros(shape, dtype=dtype), lens_B, _position_table(room, weight))
 
     def extend(
         self, tokens_BJ: Tensor, cache: DecoderCache, source: Source | None, *, attention: list[Tensor] | None = None
@@ -327,23 +324,23 @@ class TransformerDecoder(nn.Module):
         Returns:
             logits, shape (B, J, V).
         """
-        num_new = tokens_BJ.shape[1]
-        positions_BJ = cache.lens_B[:, None] + torch.arange(num_new, device=tokens_BJ.device)
-        held = int(cache.lens_B.max()) + num_new
-        cache.reserve(held)
-        seen_BJL = torch.arange(held, device=tokens_BJ.device) <= positions_BJ[..., None]
-        x_BJD = self._embed(tokens_BJ, positions_BJ)
+        places = Places.after(cache.lens_B, tokens_BJ.shape[1])
+        cache.reserve(places.held)
+        index = slice(places.first, places.held) if places.index_BJ is None else places.index_BJ
+        x_BJD = self._embed(tokens_BJ, cache.positions_LD[index])
         for i, layer in enumerate(self.layers):
-            of_layer = _of_layer(source, i)
-            x_BJD = layer.extend(x_BJD, cache, i, positions_BJ, seen_BJL[:, None], of_layer, attention)  # type: ignore[operator]
-        cache.lens_B = cache.lens_B + num_new
+            x_BJD = layer.extend(x_BJD, cache.memory[i], places, _of_layer(source, i), attention)  # type: ignore[operator]
+        cache.lens_B = cache.lens_B + tokens_BJ.shape[1]
         return self.head(self.norm(x_BJD))
 
     def _embed(self, tokens_BU: Tensor, positions: Tensor) -> Tensor:
-        """Token embeddings and sinusoids of their positions, shape (U,) or (B, U)."""
-        x_BUD = self.embedding(tokens_BU) * math.sqrt(self.dim)
-        positions_BUD = sinusoids(positions.flatten(), self.dim).unflatten(0, positions.shape)
-        return self.dropout(x_BUD + positions_BUD.to(x_BUD.dtype))
+        """Token embeddings and sinusoids of their positions, shape (U, D) or (B, U, D)."""
+        return self.dropout(torch.add(positions, self.embedding(tokens_BU), alpha=math.sqrt(self.dim)))
+
+
+def _position_table(num_positions: int, like: Tensor) -> Tensor:
+    """Sinusoids of the first positions, dtype and device and last dimension of `like`, shape (num_positions, D)."""
+    return sinusoids(torch.arange(num_positions, device=like.device), like.shape[-1]).to(like.dtype)
 
 
 def _of_layer(source: Source | None, layer: int) -> LayerSource:

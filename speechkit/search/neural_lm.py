@@ -26,10 +26,9 @@ _FIRST_SIZE = 256  # places in a new pool
 
 
 class TokenCache(Protocol):
-    """Keys and values of R rows, each of shape (R, H, L, K), one for every layer, and how many are valid in each row."""
+    """Keys and values of R rows in N layers, shape (N, 2, R, H, L, K), and how many are valid in each row, shape (R,)."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    memory: Tensor
     lens_B: Tensor
 
 
@@ -108,38 +107,29 @@ class _State:
 
 
 class _Pool:
-    """Keys and values of single tokens, shape (N, S, H, K) each; grows by doubling."""
+    """Keys and values of single tokens, shape (N, 2, S, H, K); grows by doubling."""
 
     def __init__(self, cache: TokenCache) -> None:
-        rows, heads, _, head_dim = cache.keys[0].shape
-        del rows
-        self.keys_NSHK = cache.keys[0].new_zeros(len(cache.keys), _FIRST_SIZE, heads, head_dim)
-        self.values_NSHK = torch.zeros_like(self.keys_NSHK)
+        layers, pair, _, heads, _, head_dim = cache.memory.shape
+        self.memory = cache.memory.new_zeros(layers, pair, _FIRST_SIZE, heads, head_dim)
         self.free = list(range(_FIRST_SIZE))
 
     def take(self, num: int) -> list[int]:
         """Free places."""
         while len(self.free) < num:
-            size = self.keys_NSHK.shape[1]
-            self.keys_NSHK, self.values_NSHK = (
-                torch.cat((pool_NSHK, torch.zeros_like(pool_NSHK)), dim=1) for pool_NSHK in (self.keys_NSHK, self.values_NSHK)
-            )
+            size = self.memory.shape[2]
+            self.memory = torch.cat((self.memory, torch.zeros_like(self.memory)), dim=2)
             self.free += range(size, 2 * size)
         return [self.free.pop() for _ in range(num)]
 
     def fill(self, cache: TokenCache, places_RM: Tensor, lens_R: Tensor) -> None:
         """Puts the tokens of R prefixes into an empty cache."""
-        longest = places_RM.shape[1]
-        for n in range(len(cache.keys)):
-            cache.keys[n][:, :, :longest] = self.keys_NSHK[n][places_RM].transpose(1, 2)
-            cache.values[n][:, :, :longest] = self.values_NSHK[n][places_RM].transpose(1, 2)
+        cache.memory[..., : places_RM.shape[1], :] = self.memory[:, :, places_RM].transpose(3, 4)
         cache.lens_B = lens_R
 
     def put(self, cache: TokenCache, rows_R: Tensor, lens_R: Tensor, places_R: Tensor) -> None:
         """Keeps the token of each row of the cache that stands behind `lens_R` others."""
-        for n in range(len(cache.keys)):
-            self.keys_NSHK[n, places_R] = cache.keys[n][rows_R, :, lens_R]
-            self.values_NSHK[n, places_R] = cache.values[n][rows_R, :, lens_R]
+        self.memory[:, :, places_R] = cache.memory.transpose(3, 4)[:, :, rows_R, lens_R]
 
 
 class NeuralScorer:
@@ -156,7 +146,7 @@ class NeuralScorer:
     def __init__(self, *, decoder: CausalDecoder, sos: int, eos: int, weight: float = 0.5, token_bonus: float = 0.0) -> None:
         self._decoder, self._eos = decoder, eos
         self._weight, self._token_bonus = weight, token_bonus
-        self._device = decoder.start(1, room=1).keys[0].device
+        self._device = decoder.start(1, room=1).memory.device
         self._pool: _Pool | None = None
         self._root = _State(None, sos)
 

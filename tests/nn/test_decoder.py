@@ -126,6 +126,6 @@ def test_the_cache_has_the_type_that_autocast_computes_in() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         source, cache = decoder.read(x, lens), decoder.start(2)
         pieces = [decoder.extend(tokens[:, i : i + 2], cache, source) for i in (0, 2, 4)]
-    assert cache.keys[0].dtype == torch.bfloat16
+    assert cache.memory.dtype == torch.bfloat16
     torch.testing.assert_close(torch.cat(pieces, dim=1).float(), decoder(tokens, decoder.read(x, lens)), atol=0.1, rtol=0.1)
-    assert decoder.start(2).keys[0].dtype == torch.float32
+    assert decoder.start(2).memory.dtype == torch.float32

@@ -136,7 +136,7 @@ def test_memory_of_dropped_prefixes_is_used_again() -> None:
         del beam
     gc.collect()
     assert lm._pool is not None
-    size = lm._pool.keys_NSHK.shape[1]
+    size = lm._pool.memory.shape[2]
     assert size == 256  # 401 tokens were read
     assert size - len(lm._pool.free) <= 102  # those of the one prefix that is left, and the start
     del state
@@ -151,7 +151,7 @@ def test_a_pool_grows() -> None:
         states = [new for state in states for _, new in lm.score_batch([state] * len(TOKENS), list(TOKENS))]
     ends = lm.final_batch(states)
     assert lm._pool is not None
-    assert lm._pool.keys_NSHK.shape[1] > 1024
+    assert lm._pool.memory.shape[2] > 1024
     rows = list(itertools.product(TOKENS, repeat=5))
     for i in range(0, len(rows), 97):
         assert ends[i] == pytest.approx(whole(network, rows[i]) - whole(network, rows[i], ended=False), abs=1e-4)

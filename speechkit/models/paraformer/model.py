@@ -33,7 +33,6 @@ from speechkit.search.alignment_sampling import token_starts
 from speechkit.text.tokenizers import BLANK
 from speechkit.types import AsrBatch, LossOutput
 
-
 TokenSource = Literal["cif", "ctc"]
 
 
@@ -265,7 +264,8 @@ class ParaformerModel(nn.Module):
         if self.predictor is not None:
             alphas_BT = self.predictor(x_BTD, valid_mask(lens_B, x_BTD.shape[1]))
             return _Marks(alphas_BT, x_BTD, count_tokens(alphas_BT))
-        assert logits_BTV is not None and self.posteriors is not None
+        assert logits_BTV is not None
+        assert self.posteriors is not None
         labels_BT = logits_BTV.argmax(dim=2)
         starts_BT = token_starts(labels_BT, lens_B, blank=BLANK)
         if path is None:
