@@ -108,6 +108,7 @@ def ctc_branch_loss(
     *,
     inter_weight: float = 0.5,
     inter_targets: Sequence[CtcTargets] | None = None,
+    known_B: Tensor | None = None,
     views: int = 1,
     blank: int = 0,
 ) -> CtcBranchLoss:
@@ -125,10 +126,11 @@ def ctc_branch_loss(
         token_lens_B: valid tokens of each row, int64, shape (B,).
         inter_weight: w.
         inter_targets: targets of each intermediate layer; None for those of the last layer.
+        known_B: as in `CtcTargets`, of the last layer.
         views: augmented copies of the batch.
         blank: id of the blank.
     """
-    targets = CtcTargets(tokens_BU, token_lens_B)
+    targets = CtcTargets(tokens_BU, token_lens_B, known_B)
     loss, num_targets, feasible_B = _loss_per_token(logits_BTV, logit_lens_B, targets, views=views, blank=blank)
     parts = {"ctc": loss.detach(), "infeasible": (~feasible_B).sum()}
     if inter_logits:

@@ -217,6 +217,26 @@ def test_languages() -> None:
         run("fr")
 
 
+def test_tasks_have_prompts_of_their_own_and_nothing_from_ctc_but_transcripts() -> None:
+    model = build(task_tokens={"transcribe": TOKENIZER.tag_id("en"), "translate": TOKENIZER.tag_id("zh")})
+    feats, lens = torch.randn(2, 100, 12), torch.tensor([100, 90])
+
+    def run(**options: Any) -> list[Any]:
+        settings = AedDecodeOptions(max_tokens_per_second=10.0, **options)
+        return infer(model, feats, lens, tokenizer=TOKENIZER, options=settings)
+
+    assert run() == run(task="transcribe")
+    other = run(task="translate", timestamps="token")
+    assert [hyp.tokens for hyp in other] != [hyp.tokens for hyp in run()]
+    by_attention = run(task="translate", timestamps="token", align_by="attention", draft="none")
+    assert [hyp.token_times for hyp in other] == [hyp.token_times for hyp in by_attention]
+    for options in ({"method": "ctc"}, {"method": "beam", "ctc_weight": 0.3}, {"draft": "ctc"}, {"align_by": "ctc"}):
+        with pytest.raises(ValueError, match="task='translate': CTC spells transcripts and nothing else"):
+            run(task="translate", **options)
+    with pytest.raises(ValueError, match="task 'sing' has no token"):
+        run(task="sing")
+
+
 @pytest.mark.parametrize("mode", ["beam", "joint", "rescore", "ctc_beam"])
 def test_language_models_and_hotwords_steer(mode: str, tmp_path: Path) -> None:
     model, feats, lens = build(4), torch.randn(2, 120, 12), torch.tensor([120, 60])

@@ -83,8 +83,24 @@ def test_prompts_stand_before_the_transcript() -> None:
     ce = reference_ce(model, x, lens, batch, [[4, 5], [6, 5], [4, 5]], 0.1)
     torch.testing.assert_close(out.parts["ce"], ce.detach(), atol=1e-5, rtol=1e-5)
     assert model.prompts(["zh"]).tolist() == [[SOS, 6, 5]]
-    with pytest.raises(ValueError, match="language '' has no token in this model, which knows en, zh"):
+    with pytest.raises(ValueError, match="language '' has no token in this model; give one that has: en, zh"):
         model.prompts(["en", ""])
+
+
+def test_the_decoder_says_what_the_task_asks_for_and_ctc_the_transcript() -> None:
+    model = build(language_tokens={"en": 4}, task_tokens={"transcribe": 5, "translate": 6})
+    batch, other = make_batch([5, 0, 4]), make_batch([2, 6, 1])
+    tasks = ("", "translate", "translate")
+    both = batch._replace(tasks=tasks, task_tokens_BU=other.tokens_BU, task_token_lens_B=other.token_lens_B)
+    out = model.loss(FEATS, LENS, both)
+    x, lens = model.encode(FEATS, LENS)
+    ce = reference_ce(model, x, lens, other, [[4, 5], [4, 6], [4, 6]], 0.1)
+    log_probs = model.ctc_log_probs(x).transpose(0, 1)
+    nll = F.ctc_loss(log_probs, batch.tokens_BU, lens, batch.token_lens_B, reduction="none")
+    torch.testing.assert_close(out.parts["ce"], ce.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.parts["ctc"], (nll[0] + nll[2]).detach() / 9, atol=1e-5, rtol=1e-5)  # row 1 has no transcript
+    with pytest.raises(ValueError, match="task 'sing' has no token in this model; give one that has: transcribe, translate"):
+        model.prompts(["en"], ["sing"])
 
 
 def test_masking_hides_what_the_decoder_reads_in_training() -> None:

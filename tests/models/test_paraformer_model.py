@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechkit.kernels.ctc_align import ctc_viterbi
 from speechkit.models.paraformer.infer import infer
 from speechkit.models.paraformer.model import ParaformerModel
 from speechkit.nn.conformer import ConformerEncoder
@@ -259,9 +261,68 @@ def test_decoder_equals_funasr() -> None:
     torch.testing.assert_close(logits[valid], expected[valid], atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_tokens_off_the_ctc_path_are_means_of_its_runs() -> None:
+    model = build(token_source="ctc").eval()
+    assert model.head is not None
+    assert model.posteriors is not None
+    x, lens = model.encoder(FEATS, LENS)
+    logits = model.head(x)
+    logits[:, ::3] += 5 * F.one_hot(torch.arange(logits[:, ::3].shape[1]) % VOCAB, VOCAB)  # runs of one and more frames, and blanks
+    model.head.register_forward_hook(lambda *_: logits)
+    seen: list[Tensor] = []
+    model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    prediction = model.predict(FEATS, LENS)
+    for row in range(3):
+        labels, means = logits[row, : lens[row]].argmax(1).tolist(), []
+        start = 0
+        for label, run in itertools.groupby(labels):
+            end = start + len(list(run))
+            if label:
+                means.append(model.posteriors(logits[row, start:end]).mean(0))
+            start = end
+        assert prediction.token_lens_B[row] == len(means)
+        torch.testing.assert_close(seen[0][row, : len(means)], torch.stack(means), atol=1e-5, rtol=1e-5)
+
+
+def test_tokens_off_the_ctc_path_of_the_targets_in_training() -> None:
+    model, batch = build(token_source="ctc"), make_batch([5, 21, 4])  # 21 tokens do not fit into 14 frames
+    seen: list[tuple[Tensor, Tensor]] = []
+    model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[:2]))
+    out = model.loss(FEATS, LENS, batch)
+    assert "quantity" not in out.parts
+    assert out.parts["infeasible"] == 1
+    assert out.num_targets == 9
+    assert [lens.tolist() for _, lens in seen] == [[5, 0, 4]] * 2
+    assert seen[0][0][0, :5].abs().sum(1).min() > 0
+    out.loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@torch.no_grad()
+def test_boundary_loss_is_added_and_none_of_it_in_rows_that_cannot_be_aligned() -> None:
+    batch = make_batch([5, 21, 4])
+    plain, taught = build().eval(), build(boundary_weight=0.5).eval()
+    out, more = plain.loss(FEATS, LENS, batch), taught.loss(FEATS, LENS, batch)
+    x, lens = taught.encoder(FEATS, LENS)
+    assert taught.head is not None
+    alphas = taught.predictor(x, torch.arange(x.shape[1]) < lens[:, None])
+    path = ctc_viterbi(taught.head(x).log_softmax(-1), lens, batch.tokens_BU, batch.token_lens_B)
+    total = 0.0
+    for row in (0, 2):
+        edges = [0, *(path.spikes_BU[row, : batch.token_lens_B[row]] + 1).tolist(), int(lens[row])]
+        total += sum(abs(float(alphas[row, a:b].sum()) - 1.0) for a, b in zip(edges[:-2], edges[1:-1]))
+        total += float(alphas[row, edges[-2] : edges[-1]].sum())
+    assert float(more.parts["boundary"]) == pytest.approx(total / 9, rel=1e-4)
+    assert set(more.parts) == {*out.parts, "boundary"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"token_source": "hmm"}, "token_source='hmm' must be 'cif' or 'ctc'"),
+        ({"token_source": "ctc", "ctc_weight": 0.0}, "token_source='ctc' need ctc_weight above 0"),
+        ({"token_source": "ctc", "boundary_weight": 1.0}, "boundary_weight=1.0 teaches the weights of token_source='cif'"),
         ({"ctc_weight": 1.5}, r"ctc_weight=1.5 must be in \[0, 1\]"),
         ({"glancing_ratio": -0.1}, "glancing_ratio=-0.1 must be in"),
         ({"quantity_weight": -1.0}, "quantity_weight=-1.0 must not be negative"),

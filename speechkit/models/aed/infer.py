@@ -55,6 +55,8 @@ class AedDecodeOptions(SearchOptions):
         method: "greedy" (the decoder's best token, again and again), "beam" (beam search; joint with CTC for a
             `ctc_weight` above 0), "rescore" (prefix beam search with CTC, ranked with the decoder) or "ctc" (CTC alone).
         language: language code, for models with language tokens.
+        task: name of the task, for models with task tokens; None for the model's first. What CTC spells is the transcript, so
+            that it drafts, scores and times nothing else.
         draft: what "greedy" checks many tokens of at once; the transcript is the same for all (in float32; less exact types
             may round otherwise where two tokens are as good). "auto": CTC's best path, for each utterance as long as it
             pays, where there is a CTC head; "ctc": that in any case; "ngram": what followed the last tokens in all that
@@ -79,6 +81,7 @@ class AedDecodeOptions(SearchOptions):
 
     method: Literal["greedy", "beam", "rescore", "ctc"] = "greedy"
     language: str | None = None
+    task: str | None = None
     draft: Literal["auto", "ctc", "ngram", "prompt", "none"] | Draft = "auto"
     num_draft: int = 16
     align_by: Literal["auto", "ctc", "attention"] = "auto"
@@ -179,10 +182,12 @@ def infer(
         one hypothesis per row; confidences are the decoder's, CTC's with method "ctc".
 
     Raises:
-        ValueError: CTC is needed and the model has no such head, the language has no token, or a head to align by does not
-            exist.
+        ValueError: CTC is needed and the model has no such head or the task is another, the language or the task has no token,
+            or a head to align by does not exist.
     """
     options = AedDecodeOptions() if options is None else options
+    if not _transcribes(model, options):
+        options = _without_ctc(options)
     shift = frame_shift * model.subsampling_factor
     language = decode_language(model, options.language)
     x_BTD, lens_B = model.encode(feats_BTF, feat_lens_B)
@@ -192,7 +197,7 @@ def infer(
         hypotheses = ctc_decode(log_probs_BTV, lens_B, tokenizer=tokenizer, options=options.ctc(), frame_shift=shift, blank=BLANK)
     else:
         limits_B = (lens_B * (shift * options.max_tokens_per_second)).ceil().long()
-        prompts_BP = model.prompts([language] * len(lens_B))
+        prompts_BP = model.prompts([language] * len(lens_B), [options.task or ""] * len(lens_B))
         encoded = Encoded(model.decoder.read(x_BTD, lens_B), lens_B, prompts_BP, limits_B, log_probs_BTV)
         results = _search(model, encoded, tokenizer, options, speculation)
         hypotheses = [to_hypothesis(p, tokenizer, options.timestamps, shift) for p in _paths(model, results, encoded, options)]
@@ -209,6 +214,26 @@ def decode_language(model: AedModel, language: str | None) -> str:
             known = ", ".join(model.language_tokens)
             warnings.warn(f"no language given to a model of {known}: taking {language!r}", stacklevel=3)
     return language
+
+
+def _transcribes(model: AedModel, options: AedDecodeOptions) -> bool:
+    """Whether the task is to say what CTC spells."""
+    return not options.task or not model.task_tokens or options.task == next(iter(model.task_tokens))
+
+
+def _without_ctc(options: AedDecodeOptions) -> AedDecodeOptions:
+    """Options for a task that is not to transcribe.
+
+    Raises:
+        ValueError: they ask for what only CTC can do.
+    """
+    if options.method in ("rescore", "ctc") or options.ctc_weight or options.draft == "ctc" or options.align_by == "ctc":
+        raise ValueError(
+            f"task={options.task!r}: CTC spells transcripts and nothing else; use method=greedy or beam with ctc_weight=0, "
+            "and another draft and align_by than ctc"
+        )
+    draft = "none" if options.draft == "auto" else options.draft
+    return dataclasses.replace(options, draft=draft, align_by="attention")
 
 
 def _aligns_by_ctc(model: AedModel, options: AedDecodeOptions) -> bool:

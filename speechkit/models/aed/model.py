@@ -21,6 +21,7 @@ from speechkit.nn.decoder import TransformerDecoder
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import Activation
 from speechkit.nn.masks import valid_mask
+from speechkit.text.tags import tag_places
 from speechkit.text.tokenizers import BLANK, EOS, SOS
 from speechkit.types import AsrBatch, LossOutput
 
@@ -48,9 +49,10 @@ class AedModel(nn.Module):
         self_condition: add a linear image of the intermediate predictions to what the next encoder layer sees.
         label_smoothing: of the cross-entropy.
         decoder_mask_prob: chance in training that a token which the decoder reads is hidden from it; targets stay.
-        prompt_tokens: ids of language and task tags that stand after <sos> in every utterance.
-        language_tokens: ids of language tags by language code; the tag of an utterance's language then stands between
-            <sos> and `prompt_tokens`.
+        prompt_tokens: ids of tags that every utterance begins with, after <sos> and its tags of language and task.
+        language_tokens: ids of language tags by language code, if each utterance is to have that of its language.
+        task_tokens: ids of task tags by name, if each utterance is to have one; the first is what is done when no task is named,
+            and the only one to say what CTC spells.
 
     Attributes:
         num_views: augmented copies of the features that `loss` expects, 1.
@@ -83,6 +85,7 @@ class AedModel(nn.Module):
         decoder_mask_prob: float = 0.0,
         prompt_tokens: Sequence[int] = (),
         language_tokens: Mapping[str, int] | None = None,
+        task_tokens: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         for name, share in (("ctc_weight", ctc_weight), ("decoder_mask_prob", decoder_mask_prob)):
@@ -92,10 +95,10 @@ class AedModel(nn.Module):
             raise ValueError(f"inter_layers={list(inter_layers)} needs ctc_weight above 0")
         check_inter_layers(encoder, inter_layers, inter_weight, self_condition)
         check_smoothing(label_smoothing)
-        self.language_tokens = dict(language_tokens or {})
-        for token in (*prompt_tokens, *self.language_tokens.values()):
+        self.language_tokens, self.task_tokens = dict(language_tokens or {}), dict(task_tokens or {})
+        for token in (*prompt_tokens, *self.language_tokens.values(), *self.task_tokens.values()):
             if not EOS < token < vocab_size:
-                raise ValueError(f"prompt_tokens and language_tokens hold {token}; give ids above {EOS} and below {vocab_size}")
+                raise ValueError(f"prompt, language and task tokens hold {token}; give ids above {EOS} and below {vocab_size}")
         self.prompt_tokens = tuple(prompt_tokens)
         self.vocab_size = vocab_size
         self.ctc_weight, self.label_smoothing, self.decoder_mask_prob = ctc_weight, label_smoothing, decoder_mask_prob
@@ -123,20 +126,22 @@ class AedModel(nn.Module):
         """Training loss: w CTC + (1 - w) cross-entropy.
 
         Each is summed over the batch and divided by the number of its target tokens: the transcript's tokens for CTC, the
-        transcript's tokens and one <eos> per utterance for the cross-entropy. Utterances too short for their tokens add
-        nothing to CTC; `parts["infeasible"]` counts them.
+        tokens of what the task asks for, mostly the transcript, and one <eos> per utterance for the cross-entropy. Utterances
+        too short for their tokens add nothing to CTC; `parts["infeasible"]` counts them.
 
         Args:
             feats_BTF: features, shape (B, T, F).
             feat_lens_B: valid frames of each row, int64, shape (B,).
-            batch: tokens, their lengths, and, with `language_tokens`, the languages of B utterances.
+            batch: B utterances, with languages and tasks for models that have tokens of them. The transcript is the target of
+                both, unless the batch brings `task_tokens_BU`: these are then the decoder's, and rows without a transcript
+                add nothing to CTC.
 
         Returns:
             loss; parts ce (smoothed), accuracy (share of tokens right, given those before), and ctc, inter_ctc, infeasible
             where in use; number of target tokens of the cross-entropy.
 
         Raises:
-            ValueError: an utterance is in a language that has no token.
+            ValueError: an utterance is in a language, or a task is named, that has no token.
         """
         x_BTD, inter_logits, lens_B = self._encode(feats_BTF, feat_lens_B, intermediate=True)
         ce = self._decoder_loss(x_BTD, lens_B, batch)
@@ -149,6 +154,7 @@ class AedModel(nn.Module):
                 batch.tokens_BU,
                 batch.token_lens_B,
                 inter_weight=self.inter_weight,
+                known_B=None if batch.task_tokens_BU is None else batch.token_lens_B > 0,
                 blank=BLANK,
             )
             loss = self.ctc_weight * ctc.loss + loss
@@ -178,19 +184,28 @@ class AedModel(nn.Module):
             raise ValueError("ctc_weight=0: this model has no CTC head; train with ctc_weight above 0 or decode without CTC")
         return F.log_softmax(self.head(self.dropout(x_BTD)).float(), dim=-1)
 
-    def prompts(self, languages: Sequence[str]) -> Tensor:
-        """What the decoder reads before the first token of utterances in these languages, int64, shape (B, P).
+    def prompts(self, languages: Sequence[str], tasks: Sequence[str] = ()) -> Tensor:
+        """What the decoder reads before the first token of utterances.
+
+        Args:
+            languages: of B utterances, "" where there is no choice.
+            tasks: of B utterances, "" for the usual one; () when all are.
+
+        Returns:
+            int64, shape (B, P).
 
         Raises:
-            ValueError: a language has no token, although others have.
+            ValueError: a language or a task has no token, although others have.
         """
-        rows = []
-        for language in languages:
-            if self.language_tokens and language not in self.language_tokens:
-                known = ", ".join(self.language_tokens)
-                raise ValueError(f"language {language!r} has no token in this model, which knows {known}; give one of these")
-            own = (self.language_tokens[language],) if self.language_tokens else ()
-            rows.append((SOS, *own, *self.prompt_tokens))
+        columns: list[Sequence[int]] = []
+        if self.language_tokens:
+            known = tuple(self.language_tokens)
+            columns.append([self.language_tokens[known[n]] for n in tag_places("language", languages, known)])
+        if self.task_tokens:
+            known = tuple(self.task_tokens)
+            named = [task or known[0] for task in tasks or ("",) * len(languages)]
+            columns.append([self.task_tokens[known[n]] for n in tag_places("task", named, known)])
+        rows = [(SOS, *(column[row] for column in columns), *self.prompt_tokens) for row in range(len(languages))]
         return torch.tensor(rows, dtype=torch.long, device=self.decoder.head.weight.device)
 
     def output_lengths(self, lens_B: Tensor) -> Tensor:
@@ -213,9 +228,12 @@ class AedModel(nn.Module):
         )
 
     def _decoder_loss(self, x_BTD: Tensor, lens_B: Tensor, batch: AsrBatch) -> TokenLoss:
-        """Cross-entropy of the tokens and <eos>, each given all before it."""
-        prompt_BP = self.prompts(batch.langs)
+        """Cross-entropy of what the task asks for and <eos>, each token given all before it."""
+        prompt_BP = self.prompts(batch.langs, batch.tasks)
         tokens_BU, token_lens_B = batch.tokens_BU, batch.token_lens_B
+        if batch.task_tokens_BU is not None:
+            assert batch.task_token_lens_B is not None
+            tokens_BU, token_lens_B = batch.task_tokens_BU, batch.task_token_lens_B
         inputs_BU = tokens_BU
         if self.training and self.decoder_mask_prob:
             hidden_BU = torch.rand(tokens_BU.shape, device=tokens_BU.device) < self.decoder_mask_prob

@@ -18,6 +18,7 @@ from speechkit.losses.ctc import CtcTargets, ctc_branch_loss
 from speechkit.nn.ctc_encoder import CtcEncoding, check_inter_layers, encode_with_ctc
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.text_encoder import TextAttention, TextEncoder
+from speechkit.text.tags import tag_places
 from speechkit.text.tokenizers import BLANK, EOS, SOS
 from speechkit.types import AsrBatch, LossOutput
 
@@ -309,12 +310,8 @@ class OwsmCtcModel(nn.Module):
         return batch.prompt_tokens_BU, lens_B
 
     def _places(self, what: str, known: tuple[str, ...], names: Sequence[str]) -> Tensor:
-        """Where names stand among the known ones, int64, shape (B,); no name is the only one known."""
-        names = [known[0] if not name and len(known) == 1 else name for name in names]
-        strangers = sorted(set(names) - set(known))
-        if strangers:
-            raise ValueError(f"{what} {strangers[0]!r} has no token in this model; give one that has: {', '.join(known)}")
-        return torch.tensor([known.index(name) for name in names], dtype=torch.long, device=self.head.weight.device)
+        """Where names stand among the known ones, int64, shape (B,)."""
+        return torch.tensor(tag_places(what, names, known), dtype=torch.long, device=self.head.weight.device)
 
 
 def _tagged(tags_B2: Tensor, tokens_BU: Tensor, token_lens_B: Tensor) -> CtcTargets:
