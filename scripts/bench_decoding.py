@@ -227,7 +227,8 @@ def our_systems(sizes: Sizes) -> list[System]:
     decoder: dict[str, Any] = {"decoder_heads": sizes.heads, "decoder_ff_dim": sizes.ff_dim}
     aed = AedModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
     parallel = ParaformerModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
-    alignment, frames = CassNatModel(**shared, **decoder).eval(), CtcModel(**shared).eval()
+    layers = {"sad_layers": sizes.decoder_layers - 2, "mad_layers": 2}
+    alignment, frames = CassNatModel(**shared, **decoder, **layers).eval(), CtcModel(**shared).eval()
     forbid(aed.decoder.head, EOS)
     forbid(parallel.decoder.head, BLANK, SOS, EOS)
     forbid(alignment.token_head, BLANK, SOS, EOS)

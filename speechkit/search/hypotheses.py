@@ -34,12 +34,10 @@ def align_to_frames(
     lens_B: Tensor,
     *,
     confidences: Sequence[Sequence[float]] | None = None,
+    spread: bool = True,
     blank: int = 0,
 ) -> list[CtcPath]:
     """Lays one token sequence per row onto its frames by the best CTC path.
-
-    Tokens that no path of non-zero probability spells (more of them than frames) are spread evenly over the frames, with a
-    warning.
 
     Args:
         tokens: token ids of each row, B of them.
@@ -47,6 +45,8 @@ def align_to_frames(
         log_probs_BTV: frame log-probabilities, shape (B, T, V).
         lens_B: valid frames of each row, int64, shape (B,).
         confidences: of each token, taken over into the paths; None for those of CTC.
+        spread: lays tokens that no path of non-zero probability spells (more of them than frames) evenly over the frames, with
+            a warning; False where CTC itself has found the tokens, so that there is a path.
         blank: id of the blank token.
 
     Returns:
@@ -60,6 +60,7 @@ def align_to_frames(
     paths = []
     for row, (ids, score, found, length) in enumerate(zip(tokens, scores, alignments, lens_B.tolist())):
         if found is None:
+            assert spread or not ids, f"the search found {tuple(ids)}, which no path of row {row} spells"
             if ids:
                 warnings.warn("a transcript has too many tokens to be aligned; its times are spread evenly", stacklevel=3)
             edges = [round(length * i / max(len(ids), 1)) for i in range(len(ids) + 1)]
@@ -80,7 +81,7 @@ def best_paths(nbest: Sequence[Sequence[BeamResult]], log_probs_BTV: Tensor, len
     """
     impossible = BeamResult(tokens=(), start_frames=(), score=float("-inf"), am_score=float("-inf"))
     best = [results[0] if results else impossible for results in nbest]
-    return align_to_frames([r.tokens for r in best], [r.score for r in best], log_probs_BTV, lens_B, blank=blank)
+    return align_to_frames([r.tokens for r in best], [r.score for r in best], log_probs_BTV, lens_B, spread=False, blank=blank)
 
 
 def to_hypothesis(path: CtcPath, tokenizer: Tokenizer, timestamps: Timestamps | None, frame_shift: Seconds) -> Hypothesis:
