@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from speechkit.data.batch_size import TrainStepProbe, find_batch_sizes
 from speechkit.data.buckets import estimate_bins
-from speechkit.data.datamodule import training_texts
+from speechkit.data.speech_data import training_texts
 from speechkit.training.run import obtain_tokenizer, one_line_errors, set_threads
 
 PRECISIONS: dict[str, Literal["fp32", "bf16", "fp16"]] = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
@@ -45,9 +45,7 @@ def search(cfg: DictConfig) -> None:
         lambda: training_texts(**texts),
         settings={"tokenizer": OmegaConf.to_container(cfg.tokenizer, resolve=True), **texts},
     )
-    datamodule = build(cfg.data, tokenizer=tokenizer)
-    datamodule.setup("fit")
-    dataset = datamodule.train_dataset
+    dataset = build(cfg.data, tokenizer=tokenizer).train_loader(rank=0, world_size=1).dataset
     bins = estimate_bins(dataset.durations, dataset.num_tokens, num_buckets=cfg.num_buckets, num_sub_buckets=cfg.num_sub_buckets)
     features = build(cfg.features)
     probe = TrainStepProbe(

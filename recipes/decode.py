@@ -25,8 +25,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from speechkit.data.collate import collate_asr
-from speechkit.data.datamodule import batches_by_length
 from speechkit.data.dataset import SpeechDataset
+from speechkit.data.loader import batches_by_length
 from speechkit.data.manifest import atomic_file, read_manifest
 from speechkit.metrics.rtfx import RunInfo, write_run_info
 from speechkit.pretrained import load

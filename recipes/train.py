@@ -20,8 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from speechkit.data.datamodule import training_texts
-from speechkit.data.text_datamodule import training_sentences
+from speechkit.data.datamodule import BucketDataModule
+from speechkit.data.speech_data import training_texts
+from speechkit.data.text_data import training_sentences
 from speechkit.pretrained import init_from, save_pretrained
 from speechkit.training.lit_module import LitModule
 from speechkit.training.resume import Checkpointer
@@ -80,7 +81,7 @@ def train(cfg: DictConfig) -> float:
     )
     if cfg.init_from is not None and checkpoint is None:
         print(init_from(module, cfg.init_from, prefix=cfg.init_prefix), flush=True)
-    datamodule = build(cfg.data, tokenizer=tokenizer)
+    datamodule = BucketDataModule(build(cfg.data, tokenizer=tokenizer))
     callbacks = [callback for callback in build(cfg.callbacks).values() if callback is not None]
     trainer = build(cfg.trainer, callbacks=callbacks)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -227,12 +227,12 @@ def our_systems(sizes: Sizes) -> list[System]:
     decoder: dict[str, Any] = {"decoder_heads": sizes.heads, "decoder_ff_dim": sizes.ff_dim}
     aed = AedModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
     parallel = ParaformerModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
-    layers = {"sad_layers": sizes.decoder_layers - 2, "mad_layers": 2}
+    layers: dict[str, Any] = {"sad_layers": sizes.decoder_layers - 2, "mad_layers": 2}
     alignment, frames = CassNatModel(**shared, **decoder, **layers).eval(), CtcModel(**shared).eval()
     forbid(aed.decoder.head, EOS)
     forbid(parallel.decoder.head, BLANK, SOS, EOS)
     forbid(alignment.token_head, BLANK, SOS, EOS)
-    parallel.predictor = FixedCount(parallel.predictor, sizes.tokens)  # type: ignore[assignment]
+    parallel.predictor = FixedCount(parallel.predictor, sizes.tokens)  # type: ignore[assignment, arg-type]
     alignment.head, frames.head = (Spikes(model.head, sizes.tokens) for model in (alignment, frames))  # type: ignore[assignment]
     search = AedSearch(aed, AedDecodeOptions().rules(), lambda lens_B: torch.full_like(lens_B, sizes.tokens), sizes.beam)
     tokenizer = CharTokenizer(symbols=[chr(0x4E00 + i) for i in range(sizes.vocab - EOS - 1)])

@@ -16,9 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechkit.data.datamodule import ResumableLoader, batches_by_length, name_manifests, training_texts
+from speechkit.data.loader import ResumableLoader, batches_by_length
 from speechkit.data.manifest import read_manifest, write_manifest
 from speechkit.data.sampler import BucketBatchSampler
+from speechkit.data.speech_data import name_manifests, training_texts
 from speechkit.models.owsm_ctc.model import OwsmCtcModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.text.tokenizers import CharTokenizer

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechkit.cli import main
+from speechkit.data.datamodule import BucketDataModule
 from speechkit.data.sampler import BucketBatchSampler
 from speechkit.data.text import Sentence, TextDataset, collate_text, iter_sentences
-from speechkit.data.text_datamodule import TextDataModule, training_sentences
+from speechkit.data.text_data import TextData, training_sentences
 from speechkit.text.normalize import get_normalizer
 from speechkit.text.tokenizers import CharTokenizer
 
@@ -102,7 +103,7 @@ def test_large_vocabularies_keep_their_ids(tmp_path: Path) -> None:
     assert dataset[0].tokens_U.tolist() == [tokenizer.vocab_size - 1]
 
 
-def make(root: Path, **options: Any) -> TextDataModule:
+def make(root: Path, **options: Any) -> BucketDataModule:
     if not (root / "train.txt").exists():
         rng = np.random.default_rng(0)
         words = ["ab", "cde", "f", "ghij", "klmno"]
@@ -116,7 +117,7 @@ def make(root: Path, **options: Any) -> TextDataModule:
         "sampler": partial(BucketBatchSampler, seed=1),
         "max_batch_tokens": 120,
     }
-    datamodule = TextDataModule(**{**values, **options})
+    datamodule = BucketDataModule(TextData(**{**values, **options}))
     datamodule.setup("fit")
     return datamodule
 

@@ -16,13 +16,13 @@ LINES: list[set[str]] = [
     {"audio", "text", "kernels"},
     {"nn", "losses", "search", "metrics", "data"},
     {"models"},
-    {"training", "data.datamodule", "data.text_datamodule", "recognizer", "families", "transcripts", "doctor"},
+    {"training", "data.datamodule", "recognizer", "families", "transcripts", "doctor"},
     {"pretrained"},
     {"cli", "recipes", "scripts"},
     {"__main__"},
 ]
 CONFINED = {  # third-party package -> where it may be imported
-    "lightning": ("training", "data.datamodule", "data.text_datamodule", "recipes", "scripts"),
+    "lightning": ("training", "data.datamodule", "recipes", "scripts"),
     "hydra": ("recipes",),
     "triton": ("kernels",),
     "torchaudio": ("scripts",),

@@ -268,7 +268,7 @@ def test_tokens_off_the_ctc_path_are_means_of_its_runs() -> None:
     assert model.posteriors is not None
     x, lens = model.encoder(FEATS, LENS)
     logits = model.head(x)
-    logits[:, ::3] += 5 * F.one_hot(torch.arange(logits[:, ::3].shape[1]) % VOCAB, VOCAB)  # runs of one and more frames, and blanks
+    logits[:, ::3] += 5 * F.one_hot(torch.arange(logits[:, ::3].shape[1]) % VOCAB, VOCAB)  # runs and blanks
     model.head.register_forward_hook(lambda *_: logits)
     seen: list[Tensor] = []
     model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -310,9 +310,9 @@ def test_boundary_loss_is_added_and_none_of_it_in_rows_that_cannot_be_aligned() 
     path = ctc_viterbi(taught.head(x).log_softmax(-1), lens, batch.tokens_BU, batch.token_lens_B)
     total = 0.0
     for row in (0, 2):
-        edges = [0, *(path.spikes_BU[row, : batch.token_lens_B[row]] + 1).tolist(), int(lens[row])]
-        total += sum(abs(float(alphas[row, a:b].sum()) - 1.0) for a, b in zip(edges[:-2], edges[1:-1]))
-        total += float(alphas[row, edges[-2] : edges[-1]].sum())
+        edges = [0, *(path.spikes_BU[row, : batch.token_lens_B[row]] + 1).tolist()]
+        total += sum(abs(float(alphas[row, a:b].sum()) - 1.0) for a, b in itertools.pairwise(edges))
+        total += float(alphas[row, edges[-1] :].sum())
     assert float(more.parts["boundary"]) == pytest.approx(total / 9, rel=1e-4)
     assert set(more.parts) == {*out.parts, "boundary"}
 

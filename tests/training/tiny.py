@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from speechkit.audio.features import LogMel
-from speechkit.data.datamodule import SpeechDataModule
+from speechkit.data.datamodule import BucketDataModule
 from speechkit.data.sampler import BucketBatchSampler
+from speechkit.data.speech_data import SpeechData
 from speechkit.models.ctc.infer import infer
 from speechkit.models.ctc.model import CtcModel
 from speechkit.nn.conformer import ConformerEncoder
@@ -48,7 +49,7 @@ def write_tones(directory: Path, *, num: int, seed: int, letters_from: int = 1, 
     return manifest
 
 
-def make_datamodule(directory: Path, *, num_workers: int = 0, **options: Any) -> SpeechDataModule:
+def make_datamodule(directory: Path, *, num_workers: int = 0, **options: Any) -> BucketDataModule:
     """Training and validation on tones; written at the first call."""
     for name, num, seed in (("train", 24, 0), ("valid", 6, 1)):
         if not (directory / name).exists():
@@ -61,7 +62,7 @@ def make_datamodule(directory: Path, *, num_workers: int = 0, **options: Any) ->
         "sample_rate": 8000,
         "num_workers": num_workers,
     }
-    return SpeechDataModule(**{**values, **options})
+    return BucketDataModule(SpeechData(**{**values, **options}))
 
 
 class RandomShift(nn.Module):

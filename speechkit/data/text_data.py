@@ -1,4 +1,4 @@
-"""Wires text files to the trainer, as `speechkit.data.datamodule` does with manifests of speech.
+"""Text files to loaders, as `speechkit.data.speech_data` does with manifests of speech.
 
 The same sampler makes the batches; the cost of a sentence is its tokens and the end, so that a budget of padded tokens
 takes the place of padded seconds.
@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from speechkit.data.datamodule import Manifests, ResumableLoader, name_manifests, ranks, validation_batches, worker_options
+from speechkit.data.loader import ResumableLoader, validation_batches, worker_options
+from speechkit.data.padding import PaddingReport
 from speechkit.data.sampler import BucketBatchSampler
+from speechkit.data.speech_data import Manifests, name_manifests
 from speechkit.data.text import TextDataset, collate_text, sentence_texts
 from speechkit.text.normalize import get_normalizer
 from speechkit.text.tokenizers import Tokenizer
 
 
-class TextDataModule(pl.LightningDataModule):
-    """Text files to loaders.
+class TextData:
+    """Text files to loaders; a `speechkit.data.datamodule.DataSource`.
 
     Args:
         train: text file, list of them, or names with their files: a sentence a line, a column of a TSV file, or the
@@ -54,7 +55,6 @@ class TextDataModule(pl.LightningDataModule):
         max_tokens: int | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
         if max_batch_tokens < 2:
             raise ValueError(f"max_batch_tokens={max_batch_tokens} must be at least 2, a token and the end of a sentence")
         self.train_files, self.valid_files = (list(name_manifests(files).values()) for files in (train, valid))
@@ -65,72 +65,37 @@ class TextDataModule(pl.LightningDataModule):
         }
         self.make_sampler, self.max_batch_tokens, self.max_tokens = sampler, max_batch_tokens, max_tokens
         self.num_workers = num_workers
-        self._train_loader: ResumableLoader | None = None
-        self._valid_loader: DataLoader | None = None
 
-    def setup(self, stage: str) -> None:
-        """Reads the files and plans the first epoch."""
-        if stage == "fit" and self._train_loader is None:
-            self._train_loader = self._make_train_loader()
-        if self._valid_loader is None:
-            self._valid_loader = self._make_valid_loader()
+    def train_loader(self, *, rank: int, world_size: int) -> ResumableLoader:
+        """Training sentences in the batches of one rank; reads the files."""
+        dataset = TextDataset(files=self.train_files, max_tokens=self._limit(), **self.reading)
+        if dataset.num_empty or dataset.num_too_long:
+            print(f"data.train: left out {dataset.num_empty:,} empty and {dataset.num_too_long:,} too long sentences", flush=True)
+        sampler = self.make_sampler(
+            durations=_costs(dataset), max_batch_seconds=float(self.max_batch_tokens), rank=rank, world_size=world_size
+        )
+        return ResumableLoader(dataset, sampler, collate_fn=collate_text, **worker_options(self.num_workers))
 
-    def train_dataloader(self) -> ResumableLoader:
-        """The training loader, at the trainer's epoch; called at the start of each, since their lengths differ."""
-        assert self._train_loader is not None
-        assert self.trainer is not None
-        self._train_loader.batches.set_epoch(self.trainer.current_epoch)
-        return self._train_loader
+    def valid_loader(self, *, rank: int, world_size: int) -> DataLoader:
+        """Validation sentences by length, the same batches of one rank every time."""
+        dataset = TextDataset(files=self.valid_files, **self.reading)
+        budget = self.max_batch_tokens
+        mine = validation_batches(_costs(dataset), max_batch_seconds=budget, rank=rank, world_size=world_size)
+        options = worker_options(self.num_workers)
+        return DataLoader(dataset, batch_sampler=mine, generator=torch.Generator(), collate_fn=collate_text, **options)
 
-    def val_dataloader(self) -> DataLoader:
-        """The validation loader: sentences by length, the same batches every time."""
-        assert self._valid_loader is not None
-        return self._valid_loader
+    def describe(self, dataset: Dataset[Any]) -> str:
+        """How much that is."""
+        assert isinstance(dataset, TextDataset)
+        return f"{len(dataset):,} sentences ({int(dataset.num_tokens.sum()):,} tokens)"
 
-    @property
-    def train_dataset(self) -> TextDataset:
-        """The training data."""
-        assert self._train_loader is not None
-        return self._train_loader.dataset  # type: ignore[return-value]
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of this rank in epoch 0."""
-        assert self._train_loader is not None
-        return self._num_batches
-
-    def summary(self) -> str:
-        """One line on the training and validation data."""
-        assert self._valid_loader is not None
-        datasets: list[Any] = [self.train_dataset, self._valid_loader.dataset]
-        train, valid = (f"{len(dataset):,} sentences ({int(dataset.num_tokens.sum()):,} tokens)" for dataset in datasets)
-        return f"training on {train} in {self._num_batches} batches, validating on {valid}"
-
-    def padding_report(self) -> str:
+    def describe_padding(self, report: PaddingReport) -> str:
         """One line on the padding of the sampler's epoch."""
-        assert self._train_loader is not None
-        report = self._train_loader.batches.padding_report()
         return (
             f"padding report: epoch {report.epoch}, {report.steps:,} steps on each of {report.world_size} rank(s), padding "
             f"{report.audio_percent:.2f} %, mean batch {report.mean_batch_size:.1f} sentences, "
             f"{report.mean_batch_seconds:.0f} padded tokens"
         )
-
-    def _make_train_loader(self) -> ResumableLoader:
-        dataset = TextDataset(files=self.train_files, max_tokens=self._limit(), **self.reading)
-        if dataset.num_empty or dataset.num_too_long:
-            print(f"data.train: left out {dataset.num_empty:,} empty and {dataset.num_too_long:,} too long sentences", flush=True)
-        sampler = self.make_sampler(
-            durations=_costs(dataset), max_batch_seconds=float(self.max_batch_tokens), **ranks(self.trainer)
-        )
-        self._num_batches = len(sampler)
-        return ResumableLoader(dataset, sampler, collate_fn=collate_text, **worker_options(self.num_workers))
-
-    def _make_valid_loader(self) -> DataLoader:
-        dataset = TextDataset(files=self.valid_files, **self.reading)
-        mine = validation_batches(_costs(dataset), max_batch_seconds=self.max_batch_tokens, **ranks(self.trainer))
-        options = worker_options(self.num_workers)
-        return DataLoader(dataset, batch_sampler=mine, generator=torch.Generator(), collate_fn=collate_text, **options)
 
     def _limit(self) -> int:
         """Most tokens of a training sentence: no more than a batch has room for."""
