@@ -52,6 +52,9 @@ class Predictor(nn.Module):
 class PosteriorEmbedding(nn.Module):
     """Frames as what CTC takes them for: a linear map of the posteriors of all labels.
 
+    No gradient flows into the posteriors: a decoder that reads the targets off the path of the targets would teach CTC to
+    be sure of it, right or wrong (recipes/speechocean762/README.md has what that costs).
+
     Args:
         vocab_size: V.
         dim: D.
@@ -63,7 +66,7 @@ class PosteriorEmbedding(nn.Module):
 
     def forward(self, logits_BTV: Tensor) -> Tensor:
         """Maps scores of a CTC head, shape (B, T, V), to frames, shape (B, T, D)."""
-        return self.linear(logits_BTV.float().softmax(dim=-1))
+        return self.linear(logits_BTV.detach().float().softmax(dim=-1))
 
 
 def path_weights(token_index_BT: Tensor) -> Tensor:
