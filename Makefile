@@ -32,6 +32,8 @@ test: lint  ## ruff, mypy and every test
 results: $(STAMP)  ## train and score every recipe whose table is published (hours)
 	PATH=$(BIN):$$PATH bash recipes/fsdd/run.sh
 	PATH=$(BIN):$$PATH bash recipes/speechocean762/run.sh
+	PATH=$(BIN):$$PATH bash recipes/speechocean762/families.sh
+	PATH=$(BIN):$$PATH bash recipes/demo/canary.sh
 	PATH=$(BIN):$$PATH bash recipes/ljspeech/run.sh
 
 clean:  ## remove the virtual environment and build files

@@ -11,6 +11,8 @@ speechkit train experiment=speechocean762_ctc "${alike[@]}" init_from="$start" i
 for family in aed paraformer cassnat owsm_ctc; do
   speechkit train experiment=speechocean762_$family "${alike[@]}" init_from="$start" run_dir="$out/families_$family"
 done
-speechkit train experiment=speechocean762_paraformer "${alike[@]}" init_from="$out/families_paraformer/pretrained" init_prefix=model. \
-  model.mwer_weight=1.0 model.ce_weight=0.01 optim.lr=1.0e-4 trainer.max_epochs=2 run_dir="$out/families_paraformer_mwer"
+by_ctc=(model.token_source=ctc model.ctc_weight=0.5) # tokens off the CTC path: Paraformer-v2
+speechkit train experiment=speechocean762_paraformer "${alike[@]}" init_from="$start" "${by_ctc[@]}" run_dir="$out/families_paraformer_v2"
+speechkit train experiment=speechocean762_paraformer "${alike[@]}" init_from="$out/families_paraformer_v2/pretrained" init_prefix=model. \
+  "${by_ctc[@]}" model.mwer_weight=1.0 model.ce_weight=0.01 optim.lr=1.0e-4 trainer.max_epochs=2 run_dir="$out/families_paraformer_v2_mwer"
 recipes/speechocean762/families_table.sh "$out"

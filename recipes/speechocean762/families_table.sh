@@ -6,14 +6,16 @@ set -euo pipefail
 out=${1:-exp}
 split=${2:-test}
 python scripts/families_table.py --manifest "$SPEECHKIT_DATA/speechocean762/$split/manifest.jsonl" --output "$out/families_$split.md" --threads 2 \
+  "CTC, where all begin=$out/speechocean762_ctc/pretrained:ctc_greedy" \
   "CTC=$out/families_ctc/pretrained:ctc_greedy" \
   "AED, greedy=$out/families_aed/pretrained:aed_greedy:draft=none" \
-  "AED, greedy, speculative=$out/families_aed/pretrained:aed_greedy:draft=ctc" \
+  "AED, greedy, speculative=$out/families_aed/pretrained:aed_greedy" \
   "AED, beam 10=$out/families_aed/pretrained:aed_beam:beam_size=10:ctc_weight=0" \
   "AED, joint, beam 10=$out/families_aed/pretrained:aed_joint" \
   "AED, CTC N-best rescored=$out/families_aed/pretrained:aed_rescore" \
-  "Paraformer=$out/families_paraformer/pretrained:paraformer" \
-  "Paraformer, MWER=$out/families_paraformer_mwer/pretrained:paraformer" \
+  "Paraformer, CIF=$out/families_paraformer/pretrained:paraformer" \
+  "Paraformer, tokens off the CTC path=$out/families_paraformer_v2/pretrained:paraformer" \
+  "Paraformer, tokens off the CTC path, MWER=$out/families_paraformer_v2_mwer/pretrained:paraformer" \
   "CASS-NAT, best path=$out/families_cassnat/pretrained:cassnat_best_path" \
   "CASS-NAT, ESA 4=$out/families_cassnat/pretrained:cassnat_esa:num_samples=4" \
   "CASS-NAT, ESA 16=$out/families_cassnat/pretrained:cassnat_esa:num_samples=16" \

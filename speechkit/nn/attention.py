@@ -3,12 +3,12 @@
 Rotary positions (Su et al. 2021) turn queries and keys and leave the attention kernel as it is. Relative positions
 (Dai et al. 2019, section 3.3) score (q + u) k + (q + v) W r(i - j); the second term goes to the kernel as a bias.
 
-Shape legend: B batch, T frames, J new positions, L room in a cache, M positions held, D model, H heads, K head dimension.
+Shape legend: B batch, T frames, D model, H heads, K head dimension.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,33 +36,6 @@ def position_table(position: Position, num_frames: int, *, dim: int, num_heads: 
     if position == "rope":
         return rotary_table(num_frames, dim // num_heads, device)
     return relative_sinusoids(num_frames, dim, device) if position == "relative" else None
-
-
-class Places(NamedTuple):
-    """Where J new positions belong in caches of what came before.
-
-    Attributes:
-        first: the first new one in every row, if rows hold equally many; else anything.
-        held: positions that the longest row holds with the new ones, M.
-        index_BJ: each new one, int64, shape (B, J); None if rows hold equally many.
-        mask: bool, broadcastable to (B, 1, J, M), True where a new one may see a cached one; None for everywhere.
-    """
-
-    first: int
-    held: int
-    index_BJ: Tensor | None
-    mask: Tensor | None
-
-    @classmethod
-    def after(cls, lens_B: Tensor, num_new: int) -> Places:
-        """Behind `lens_B` positions that each row holds, int64, shape (B,). Waits for the device."""
-        lens = lens_B.tolist()
-        first, held, device = min(lens), max(lens) + num_new, lens_B.device
-        if first + num_new == held:  # rows of equal length, the usual case, need no scattered writing, and one token no mask
-            mask = torch.ones(num_new, held, dtype=torch.bool, device=device).tril(first) if num_new > 1 else None
-            return cls(first, held, None, mask)
-        index_BJ = lens_B[:, None] + torch.arange(num_new, device=device)
-        return cls(first, held, index_BJ, (torch.arange(held, device=device) <= index_BJ[..., None])[:, None])
 
 
 class SelfAttention(nn.Module):
@@ -124,29 +97,6 @@ class SelfAttention(nn.Module):
             attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(out.transpose(1, 2).flatten(2))
-
-    def extend(self, x_BJD: Tensor, memory_NBHLK: Tensor, places: Places) -> Tensor:
-        """Attends from J new positions to all so far, whose keys and values are cached; for position "none" only.
-
-        Args:
-            x_BJD: new positions, shape (B, J, D).
-            memory_NBHLK: keys and values with room for L positions, shape (2, B, H, L, K); those of the new ones are written
-                into it.
-            places: where the new ones belong.
-
-        Returns:
-            shape (B, J, D).
-        """
-        assert self.position == "none", self.position
-        qkv_NBHJK = self.qkv(x_BJD).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        new_NBHJK = qkv_NBHJK[1:]
-        if places.index_BJ is None:
-            memory_NBHLK[:, :, :, places.first : places.held] = new_NBHJK
-        else:
-            memory_NBHLK.scatter_(3, places.index_BJ[:, None, :, None].expand_as(new_NBHJK), new_NBHJK)
-        key_BHMK, value_BHMK = memory_NBHLK[:, :, :, : places.held].unbind(0)
-        out = F.scaled_dot_product_attention(qkv_NBHJK[0], key_BHMK, value_BHMK, attn_mask=places.mask)
         return self.out(out.transpose(1, 2).flatten(2))
 
     def _relative_bias(self, q_BTHK: Tensor, table_RD: Tensor, mask: Tensor | None) -> Tensor:

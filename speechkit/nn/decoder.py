@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.nn.attention import Places, SelfAttention
+from speechkit.nn.attention import SelfAttention
+from speechkit.nn.decoder_step import DecoderCache, Places, Step, pack_layer, position_table
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import Activation, FeedForward
 from speechkit.nn.masks import attention_mask, padding_mask
-from speechkit.nn.positional import sinusoids
-
-LayerSource = tuple[Tensor | None, Tensor | None, Tensor | None]  # keys, values and mask of one layer
 
 
 class Source(NamedTuple):
@@ -46,33 +43,6 @@ class Source(NamedTuple):
         """The source of rows `rows_R` (int64, shape (R,)), which may repeat."""
         mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows_R]
         return Source(tuple(key[rows_R] for key in self.keys), tuple(value[rows_R] for value in self.values), mask)
-
-
-@dataclass
-class DecoderCache:
-    """Keys and values of the tokens that each row has read.
-
-    Attributes:
-        memory: keys and values of all layers, shape (layers, 2, B, H, L, K); anything past a row's length.
-        lens_B: tokens that each row holds, int64, shape (B,). Making one smaller gives tokens back.
-        positions_LD: sinusoids of all positions for which there is room, shape (L, D).
-    """
-
-    memory: Tensor
-    lens_B: Tensor
-    positions_LD: Tensor
-
-    def select(self, rows_R: Tensor) -> DecoderCache:
-        """A cache of rows `rows_R` (int64, shape (R,)), which may repeat; the memory is its own."""
-        return DecoderCache(self.memory.index_select(2, rows_R), self.lens_B[rows_R], self.positions_LD)
-
-    def reserve(self, num_tokens: int) -> None:
-        """Makes room for rows of `num_tokens` tokens; doubles, so that growing costs little."""
-        room = self.memory.shape[4]
-        if num_tokens > room:
-            more = max(num_tokens, 2 * room) - room
-            self.memory = F.pad(self.memory, (0, 0, 0, more))
-            self.positions_LD = _position_table(room + more, self.positions_LD)
 
 
 class CrossAttention(nn.Module):
@@ -184,7 +154,7 @@ class DecoderLayer(nn.Module):
         value_BHTK: Tensor | None = None,
         source_mask: Tensor | None = None,
     ) -> Tensor:
-        """Maps (B, U, D) to (B, U, D), all tokens at once.
+        """Maps (B, U, D) to (B, U, D), all tokens at once; for a few behind a cache see `speechkit.nn.decoder_step`.
 
         Args:
             x_BUD: tokens.
@@ -195,21 +165,6 @@ class DecoderLayer(nn.Module):
         """
         x_BUD = x_BUD + self.dropout(self.self_attention(self.self_norm(x_BUD), self_mask))
         return self._read_source(x_BUD, key_BHTK, value_BHTK, source_mask)
-
-    def extend(
-        self,
-        x_BJD: Tensor,
-        memory_NBHLK: Tensor,
-        places: Places,
-        source: LayerSource,
-        attention: list[Tensor] | None = None,
-    ) -> Tensor:
-        """As `forward` for J new tokens, whose keys and values are written to their places in the layer's cache."""
-        x_BJD = x_BJD + self.self_attention.extend(self.self_norm(x_BJD), memory_NBHLK, places)
-        key_BHTK, _, mask = source
-        if attention is not None and self.cross_attention is not None and key_BHTK is not None:
-            attention.append(self.cross_attention.weights(self.cross_norm(x_BJD), key_BHTK, mask))
-        return self._read_source(x_BJD, *source)
 
     def _read_source(self, x_BUD: Tensor, key_BHTK: Tensor | None, value_BHTK: Tensor | None, mask: Tensor | None) -> Tensor:
         if self.cross_attention is not None:
@@ -293,10 +248,10 @@ class TransformerDecoder(nn.Module):
             logits, shape (B, U, V).
         """
         num_tokens, device = tokens_BU.shape[1], tokens_BU.device
-        x_BUD = self._embed(tokens_BU, _position_table(num_tokens, self.embedding.weight))
+        x_BUD = self._embed(tokens_BU, position_table(num_tokens, self.embedding.weight))
         causal_UU = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
         for i, layer in enumerate(self.layers):
-            x_BUD = layer(x_BUD, causal_UU, *_of_layer(source, i))
+            x_BUD = layer(x_BUD, causal_UU, *(() if source is None else _of_layer(source, i)))
         return self.head(self.norm(x_BUD))
 
     def start(self, num_rows: int, *, room: int = 32) -> DecoderCache:
@@ -304,9 +259,14 @@ class TransformerDecoder(nn.Module):
         weight, kind = self.embedding.weight, self.embedding.weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         shape = (len(self.layers), 2, num_rows, self.num_heads, room, self.dim // self.num_heads)
-        lens_B = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
-        return DecoderCache(weight.new_zeros(shape, dtype=dtype), lens_B, _position_table(room, weight))
+        return DecoderCache(
+            memory=weight.new_zeros(shape, dtype=dtype),
+            lens_B=torch.zeros(num_rows, dtype=torch.long, device=weight.device),
+            positions_LD=position_table(room, weight),
+            layers=tuple(pack_layer(layer, dtype) for layer in self.layers),
+        )
 
+    @torch.no_grad()
     def extend(
         self, tokens_BJ: Tensor, cache: DecoderCache, source: Source | None, *, attention: list[Tensor] | None = None
     ) -> Tensor:
@@ -327,22 +287,29 @@ class TransformerDecoder(nn.Module):
         places = Places.after(cache.lens_B, tokens_BJ.shape[1])
         cache.reserve(places.held)
         index = slice(places.first, places.held) if places.index_BJ is None else places.index_BJ
-        x_BJD = self._embed(tokens_BJ, cache.positions_LD[index])
-        for i, layer in enumerate(self.layers):
-            x_BJD = layer.extend(x_BJD, cache.memory[i], places, _of_layer(source, i), attention)  # type: ignore[operator]
+        x_RD = self._embed(tokens_BJ, cache.positions_LD[index]).flatten(0, 1)
+        step = Step(cache, places)
+        for i in range(len(cache.layers)):
+            x_RD = x_RD + step.see_tokens(i, x_RD)
+            if source is not None:
+                if attention is not None:
+                    attention.append(self._looks(i, x_RD.unflatten(0, tokens_BJ.shape), source))
+                x_RD = x_RD + step.see_source(i, x_RD, *_of_layer(source, i))
+            x_RD = x_RD + step.feed_forward(i, x_RD)
         cache.lens_B = cache.lens_B + tokens_BJ.shape[1]
-        return self.head(self.norm(x_BJD))
+        return self.head(self.norm(x_RD)).unflatten(0, tokens_BJ.shape)
+
+    def _looks(self, number: int, x_BJD: Tensor, source: Source) -> Tensor:
+        """How much tokens look at each frame in a layer, averaged over heads, shape (B, J, T)."""
+        layer: DecoderLayer = self.layers[number]  # type: ignore[assignment]
+        assert layer.cross_attention is not None
+        return layer.cross_attention.weights(layer.cross_norm(x_BJD), source.keys[number], source.mask)
 
     def _embed(self, tokens_BU: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings and sinusoids of their positions, shape (U, D) or (B, U, D)."""
         return self.dropout(torch.add(positions, self.embedding(tokens_BU), alpha=math.sqrt(self.dim)))
 
 
-def _position_table(num_positions: int, like: Tensor) -> Tensor:
-    """Sinusoids of the first positions, dtype and device and last dimension of `like`, shape (num_positions, D)."""
-    return sinusoids(torch.arange(num_positions, device=like.device), like.shape[-1]).to(like.dtype)
-
-
-def _of_layer(source: Source | None, layer: int) -> LayerSource:
-    """What one layer attends to."""
-    return (None, None, None) if source is None else (source.keys[layer], source.values[layer], source.mask)
+def _of_layer(source: Source, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and mask that one layer attends with."""
+    return source.keys[layer], source.values[layer], source.mask

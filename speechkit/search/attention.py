@@ -99,7 +99,7 @@ class TokenRules:
         """
         log_probs_RV = F.log_softmax(logits_RV.float(), dim=-1)
         if self.never:
-            log_probs_RV.index_fill_(1, torch.tensor(self.never, device=log_probs_RV.device), -torch.inf)
+            log_probs_RV.index_fill_(1, _indices(self.never, log_probs_RV.device), -torch.inf)
         if self.max_repeats is not None and tokens_RU.shape[1] >= self.max_repeats:
             log_probs_RV[self._repeats(tokens_RU, lens_R, self.max_repeats)] = -torch.inf
         end_R = log_probs_RV[:, self.eos].clone()
@@ -114,6 +114,13 @@ class TokenRules:
         alike_RS = (tail_RL[:, later_SM] == tail_RL[:, earlier_SM]).all(dim=2)
         rows_N, lengths_N = (alike_RS & (lens_R[:, None] >= needed_S)).nonzero(as_tuple=True)
         return rows_N, tail_RL[rows_N, -1 - lengths_N]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _indices(tokens: tuple[int, ...], device: torch.device) -> Tensor:
+    """Token ids as an index."""
+    return torch.tensor(tokens, device=device)
 
 
 @lru_cache(maxsize=16)

@@ -31,6 +31,9 @@ class TokenCache(Protocol):
     memory: Tensor
     lens_B: Tensor
 
+    def fresh(self, num_rows: int, *, room: int) -> Any:
+        """An empty cache of other rows of the same decoder, with room for so many tokens."""
+
 
 class CausalDecoder(Protocol):
     """A network that reads tokens behind a cache; `speechkit.nn.decoder.TransformerDecoder` without cross-attention is
@@ -146,7 +149,8 @@ class NeuralScorer:
     def __init__(self, *, decoder: CausalDecoder, sos: int, eos: int, weight: float = 0.5, token_bonus: float = 0.0) -> None:
         self._decoder, self._eos = decoder, eos
         self._weight, self._token_bonus = weight, token_bonus
-        self._device = decoder.start(1, room=1).memory.device
+        self._cache: TokenCache = decoder.start(1, room=1)
+        self._device = self._cache.memory.device
         self._pool: _Pool | None = None
         self._root = _State(None, sos)
 
@@ -195,7 +199,7 @@ class NeuralScorer:
     def _read_together(self, states: Sequence[_State]) -> None:
         lens = [_num_before(state) for state in states]
         lens_R, rows_R = torch.tensor(lens, device=self._device), torch.arange(len(states), device=self._device)
-        cache = self._decoder.start(len(states), room=max(lens) + 1)
+        cache = self._cache.fresh(len(states), room=max(lens) + 1)
         if self._pool is None:
             self._pool = _Pool(cache)
         places_RM = np.zeros((len(states), max(lens)), np.int64)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Layers shifted from the decoder to the encoder at equal parameters: trains three depths and makes one table of the test split.
+# usage: recipes/demo/canary.sh [DIRECTORY]     (default: exp/canary)
+set -euo pipefail
+out=${1:-exp/canary}
+data=$out/data
+[ -d "$data" ] || speechkit prepare demo "$data"
+rows=()
+for depth in 12_12 18_6 22_2; do
+  run=$out/$depth
+  speechkit train experiment=demo_canary model=canary_$depth data.train="$data/train.jsonl" data.valid="$data/dev.jsonl" run_dir="$run"
+  rows+=("${depth/_/\/}, greedy=$run/pretrained:aed_greedy:draft=none" "${depth/_/\/}, speculative=$run/pretrained:aed_greedy")
+done
+python scripts/families_table.py --manifest "$data/test.jsonl" --output "$out/table.md" --threads 2 "${rows[@]}"
