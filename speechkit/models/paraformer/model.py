@@ -126,19 +126,14 @@ class ParaformerModel(nn.Module):
         max_scale: float = 4.0,
     ) -> None:
         super().__init__()
-        for name, share in (("ctc_weight", ctc_weight), ("glancing_ratio", glancing_ratio), ("mwer_flip_ratio", mwer_flip_ratio)):
-            if not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name}={share} must be in [0, 1]")
-        factors = {"ce": ce_weight, "quantity": quantity_weight, "boundary": boundary_weight, "mwer": mwer_weight}
-        for name, weight in factors.items():
-            if weight < 0.0:
-                raise ValueError(f"{name}_weight={weight} must not be negative; use 0 to leave the loss out")
-        if token_source not in ("cif", "ctc"):
-            raise ValueError(f"token_source={token_source!r} must be 'cif' or 'ctc'")
-        if token_source == "ctc" and boundary_weight:
-            raise ValueError(f"boundary_weight={boundary_weight} teaches the weights of token_source='cif'; use 0 with 'ctc'")
-        if mwer_candidates < 2:
-            raise ValueError(f"mwer_candidates={mwer_candidates} must be at least 2, for errors are compared between candidates")
+        shares = {"ctc_weight": ctc_weight, "glancing_ratio": glancing_ratio, "mwer_flip_ratio": mwer_flip_ratio}
+        factors = {
+            "ce_weight": ce_weight,
+            "quantity_weight": quantity_weight,
+            "boundary_weight": boundary_weight,
+            "mwer_weight": mwer_weight,
+        }
+        _check_settings(shares, factors, token_source, mwer_candidates)
         if not ctc_weight and (inter_layers or boundary_weight or token_source == "ctc"):
             raise ValueError(f"inter_layers={list(inter_layers)}, {boundary_weight=} and {token_source=} need ctc_weight above 0")
         check_inter_layers(encoder, inter_layers, inter_weight, self_condition=False)
@@ -304,3 +299,21 @@ class ParaformerModel(nn.Module):
             flip_ratio=self.mwer_flip_ratio,
         )
         return mwer_B.sum() / token_lens_B.sum().clamp(min=1)
+
+
+def _check_settings(shares: dict[str, float], factors: dict[str, float], token_source: str, mwer_candidates: int) -> None:
+    """Raises ValueError for values out of range, and for a boundary loss without weights to teach."""
+    for name, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"{name}={share} must be in [0, 1]")
+    for name, factor in factors.items():
+        if factor < 0.0:
+            raise ValueError(f"{name}={factor} must not be negative; use 0 to leave the loss out")
+    if token_source not in ("cif", "ctc"):
+        raise ValueError(f"token_source={token_source!r} must be 'cif' or 'ctc'")
+    if token_source == "ctc" and factors["boundary_weight"]:
+        raise ValueError(
+            f"boundary_weight={factors['boundary_weight']} teaches the weights of token_source='cif'; use 0 with 'ctc'"
+        )
+    if mwer_candidates < 2:
+        raise ValueError(f"mwer_candidates={mwer_candidates} must be at least 2, for errors are compared between candidates")
