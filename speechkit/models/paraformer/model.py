@@ -127,12 +127,7 @@ class ParaformerModel(nn.Module):
     ) -> None:
         super().__init__()
         shares = {"ctc_weight": ctc_weight, "glancing_ratio": glancing_ratio, "mwer_flip_ratio": mwer_flip_ratio}
-        factors = {
-            "ce_weight": ce_weight,
-            "quantity_weight": quantity_weight,
-            "boundary_weight": boundary_weight,
-            "mwer_weight": mwer_weight,
-        }
+        factors = {"ce": ce_weight, "quantity": quantity_weight, "boundary": boundary_weight, "mwer": mwer_weight}
         _check_settings(shares, factors, token_source, mwer_candidates)
         if not ctc_weight and (inter_layers or boundary_weight or token_source == "ctc"):
             raise ValueError(f"inter_layers={list(inter_layers)}, {boundary_weight=} and {token_source=} need ctc_weight above 0")
@@ -308,12 +303,10 @@ def _check_settings(shares: dict[str, float], factors: dict[str, float], token_s
             raise ValueError(f"{name}={share} must be in [0, 1]")
     for name, factor in factors.items():
         if factor < 0.0:
-            raise ValueError(f"{name}={factor} must not be negative; use 0 to leave the loss out")
+            raise ValueError(f"{name}_weight={factor} must not be negative; use 0 to leave the loss out")
     if token_source not in ("cif", "ctc"):
         raise ValueError(f"token_source={token_source!r} must be 'cif' or 'ctc'")
-    if token_source == "ctc" and factors["boundary_weight"]:
-        raise ValueError(
-            f"boundary_weight={factors['boundary_weight']} teaches the weights of token_source='cif'; use 0 with 'ctc'"
-        )
+    if token_source == "ctc" and factors["boundary"]:
+        raise ValueError(f"boundary_weight={factors['boundary']} teaches the weights of token_source='cif'; use 0 with 'ctc'")
     if mwer_candidates < 2:
         raise ValueError(f"mwer_candidates={mwer_candidates} must be at least 2, for errors are compared between candidates")
