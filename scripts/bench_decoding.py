@@ -5,6 +5,7 @@
 Random weights, 15 s of features, exactly 60 tokens from every system (by limits, by the weights of frames of Paraformer, by
 spikes of CTC and CASS-NAT); encoder 12 x 256, decoder 6 x 256, feed-forward 1024, 1,000 labels.
 
+- CASS-NAT's Conformer blocks have two feed-forward layers each, of half the width, so that all decoders are about as large.
 - "AED no cache" runs the decoder over source and tokens again for every token; "no token cache" reads the source once.
 - "draft 90 % right" is the greedy transcript with every tenth token wrong: what speculation costs, not what it is worth.
 - Speech2Text is that of transformers, by `generate`; its encoder is a plain Transformer.
@@ -227,8 +228,8 @@ def our_systems(sizes: Sizes) -> list[System]:
     decoder: dict[str, Any] = {"decoder_heads": sizes.heads, "decoder_ff_dim": sizes.ff_dim}
     aed = AedModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
     parallel = ParaformerModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
-    layers: dict[str, Any] = {"sad_layers": sizes.decoder_layers - 2, "mad_layers": 2}
-    alignment, frames = CassNatModel(**shared, **decoder, **layers).eval(), CtcModel(**shared).eval()
+    blocks: dict[str, Any] = {"sad_layers": sizes.decoder_layers - 2, "mad_layers": 2, "decoder_ff_dim": sizes.ff_dim // 2}
+    alignment, frames = CassNatModel(**shared, **(decoder | blocks)).eval(), CtcModel(**shared).eval()
     forbid(aed.decoder.head, EOS)
     forbid(parallel.decoder.head, BLANK, SOS, EOS)
     forbid(alignment.token_head, BLANK, SOS, EOS)

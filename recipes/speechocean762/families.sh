@@ -11,8 +11,7 @@ speechkit train experiment=speechocean762_ctc "${alike[@]}" init_from="$start" i
 for family in aed paraformer cassnat owsm_ctc; do
   speechkit train experiment=speechocean762_$family "${alike[@]}" init_from="$start" run_dir="$out/families_$family"
 done
-by_ctc=(model.token_source=ctc model.ctc_weight=0.5) # tokens off the CTC path: Paraformer-v2
-speechkit train experiment=speechocean762_paraformer "${alike[@]}" init_from="$start" "${by_ctc[@]}" run_dir="$out/families_paraformer_v2"
-speechkit train experiment=speechocean762_paraformer "${alike[@]}" init_from="$out/families_paraformer_v2/pretrained" init_prefix=model. \
-  "${by_ctc[@]}" model.mwer_weight=1.0 model.ce_weight=0.01 optim.lr=1.0e-4 trainer.max_epochs=2 run_dir="$out/families_paraformer_v2_mwer"
+speechkit train experiment=speechocean762_paraformer "${alike[@]}" init_from="$out/families_paraformer/pretrained" init_prefix=model. \
+  model.mwer_weight=1.0 model.ce_weight=0.01 optim.lr=1.0e-4 trainer.max_epochs=1 trainer.check_val_every_n_epoch=1 run_dir="$out/families_paraformer_mwer"
+speechkit train experiment=speechocean762_paraformer "${alike[@]}" init_from="$start" model.token_source=cif model.ctc_weight=0.3 run_dir="$out/families_paraformer_cif"
 recipes/speechocean762/families_table.sh "$out"

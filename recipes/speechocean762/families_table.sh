@@ -13,9 +13,9 @@ python scripts/families_table.py --manifest "$SPEECHKIT_DATA/speechocean762/$spl
   "AED, beam 10=$out/families_aed/pretrained:aed_beam:beam_size=10:ctc_weight=0" \
   "AED, joint, beam 10=$out/families_aed/pretrained:aed_joint" \
   "AED, CTC N-best rescored=$out/families_aed/pretrained:aed_rescore" \
-  "Paraformer, CIF=$out/families_paraformer/pretrained:paraformer" \
-  "Paraformer, tokens off the CTC path=$out/families_paraformer_v2/pretrained:paraformer" \
-  "Paraformer, tokens off the CTC path, MWER=$out/families_paraformer_v2_mwer/pretrained:paraformer" \
+  "Paraformer, CTC path=$out/families_paraformer/pretrained:paraformer" \
+  "Paraformer, CTC path, MWER=$out/families_paraformer_mwer/pretrained:paraformer" \
+  "Paraformer, CIF=$out/families_paraformer_cif/pretrained:paraformer" \
   "CASS-NAT, best path=$out/families_cassnat/pretrained:cassnat_best_path" \
   "CASS-NAT, ESA 4=$out/families_cassnat/pretrained:cassnat_esa:num_samples=4" \
   "CASS-NAT, ESA 16=$out/families_cassnat/pretrained:cassnat_esa:num_samples=16" \
