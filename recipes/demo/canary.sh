@@ -9,6 +9,8 @@ rows=()
 for depth in 12_12 18_6 22_2; do
   run=$out/$depth
   speechkit train experiment=demo_canary model=canary_$depth data.train="$data/train.jsonl" data.valid="$data/dev.jsonl" run_dir="$run"
-  rows+=("${depth/_/\/}, greedy=$run/pretrained:aed_greedy:draft=none" "${depth/_/\/}, speculative=$run/pretrained:aed_greedy")
+  layers=${depth/_/\/}
+  rows+=("$layers, greedy=$run/pretrained:aed_greedy:draft=none" "$layers, speculative=$run/pretrained:aed_greedy")
+  rows+=("$layers, joint=$run/pretrained:aed_joint")
 done
 python scripts/families_table.py --manifest "$data/test.jsonl" --output "$out/table.md" --threads 2 "${rows[@]}"
