@@ -51,11 +51,15 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in dec
     "AED, its CTC head, beam": ("aed_beam", {"method": "ctc", "beam_size": 4}),
     "AED, bonuses": ("aed_joint", {"beam_size": 3, "length_bonus": 0.2, "coverage_bonus": 0.1}),
     "CASS-NAT, language model": ("cassnat_esa", {"rank_by": "lm", "lm": "???"}),
+    "Paraformer, CTC path": ("paraformer", {}),
     "OWSM-CTC, beam": ("owsm_ctc", {"method": "beam", "beam_size": 4}),
 }
 
 
-def build(family: str) -> nn.Module:
+VARIANTS: dict[str, dict[str, Any]] = {"Paraformer, CTC path": {"token_source": "ctc"}}  # modes of models with other settings
+
+
+def build(family: str, **settings: Any) -> nn.Module:
     """A narrow model of random weights whose choices are far from ties."""
     module = importlib.import_module(f"speechkit.models.{family}.model")
     classes = [each for each in vars(module).values() if inspect.isclass(each) and issubclass(each, nn.Module)]
@@ -63,7 +67,7 @@ def build(family: str) -> nn.Module:
     torch.manual_seed(3)
     encoder = ConformerEncoder(input_dim=INPUT_DIM, dim=16, num_layers=2, num_heads=2, ff_dim=32, kernel_size=5)
     known = inspect.signature(model_class).parameters
-    sizes = {name: value for name, value in SIZES.items() if name in known}
+    sizes = {name: value for name, value in SIZES.items() if name in known} | settings
     model = model_class(encoder=encoder, vocab_size=TOKENIZER.vocab_size, **sizes).eval()
     for attention in (each for each in model.modules() if isinstance(each, CrossAttention)):
         for layer in (attention.query, attention.out):  # what is said depends on the frames more than on the place
@@ -120,7 +124,7 @@ def decode(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     arpa = tmp_path_factory.mktemp("lm") / "words.arpa"
     estimate_arpa(["ab ba", "cab ab"], order=2).save(arpa)
     family, infer = decoder_of(request.param, str(arpa))
-    return partial(infer, build(family), tokenizer=TOKENIZER, frame_shift=0.01)
+    return partial(infer, build(family, **VARIANTS.get(request.param, {})), tokenizer=TOKENIZER, frame_shift=0.01)
 
 
 def facts(hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
