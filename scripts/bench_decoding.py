@@ -3,15 +3,14 @@
     python scripts/bench_decoding.py [--quick] [--model FOLDER --manifest FILE] [--json FILE] [--threads N] [--rounds N]
 
 Random weights, 15 s of features, exactly 60 tokens from every system (by limits, by the weights of frames of Paraformer, by
-spikes of CTC and CASS-NAT); encoder 12 x 256, decoder 6 x 256, feed-forward 1024, 1,000 labels.
+spikes of CTC and CASS-NAT); encoder 12 x 256, decoder 6 x 256, feed-forward 1024, 1,000 labels. "CASS-NAT, equal size" halves the
+feed-forward layers, of which its blocks have two each: its decoder then has as many parameters as the others.
 
-- CASS-NAT's Conformer blocks have two feed-forward layers each, of half the width, so that all decoders are about as large.
 - "AED no cache" runs the decoder over source and tokens again for every token; "no token cache" reads the source once.
 - "draft 90 % right" is the greedy transcript with every tenth token wrong: what speculation costs, not what it is worth.
 - Speech2Text is that of transformers, by `generate`; its encoder is a plain Transformer.
 - "Whisper tiny" is a decoder alone, 4 x 384 with 51,865 labels on 1,500 frames: ours and that of CTranslate2.
-- With --model (AED with a CTC head) and --manifest: a trained model on real speech, one utterance at a time, drafts by its own
-  CTC head, the cost of which is in the time of the decoder.
+- With --model (AED with a CTC head) and --manifest: real speech, one utterance at a time; CTC's draft costs decoder time.
 
 The systems take turns within each round, in an order that rotates. Times are medians over rounds, ratios medians of those
 within a round. "decoder" is all that follows the encoder, "total" both.
@@ -111,8 +110,7 @@ class Times(NamedTuple):
     total: float
 
 
-Key = tuple[str, int, str]  # group, batch, system
-Measured = dict[Key, list[Times]]
+Measured = dict[tuple[str, int, str], list[Times]]  # by group, batch, system
 
 
 class Stopwatch:
@@ -226,15 +224,16 @@ def our_systems(sizes: Sizes) -> list[System]:
     encoder = ConformerEncoder(input_dim=MELS, num_layers=sizes.layers, **shape)
     shared: dict[str, Any] = {"encoder": encoder, "vocab_size": sizes.vocab}
     decoder: dict[str, Any] = {"decoder_heads": sizes.heads, "decoder_ff_dim": sizes.ff_dim}
-    aed = AedModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
+    aed, frames = AedModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval(), CtcModel(**shared).eval()
     parallel = ParaformerModel(**shared, **decoder, decoder_layers=sizes.decoder_layers).eval()
-    blocks: dict[str, Any] = {"sad_layers": sizes.decoder_layers - 2, "mad_layers": 2, "decoder_ff_dim": sizes.ff_dim // 2}
-    alignment, frames = CassNatModel(**shared, **(decoder | blocks)).eval(), CtcModel(**shared).eval()
+    blocks: dict[str, Any] = decoder | {"sad_layers": sizes.decoder_layers - 2, "mad_layers": 2}
+    alignment, equal = (CassNatModel(**shared, **(blocks | {"decoder_ff_dim": sizes.ff_dim // n})).eval() for n in (1, 2))
     forbid(aed.decoder.head, EOS)
-    forbid(parallel.decoder.head, BLANK, SOS, EOS)
-    forbid(alignment.token_head, BLANK, SOS, EOS)
+    for head in (parallel.decoder.head, alignment.token_head, equal.token_head):
+        forbid(head, BLANK, SOS, EOS)
     parallel.predictor = FixedCount(parallel.predictor, sizes.tokens)  # type: ignore[assignment, arg-type]
-    alignment.head, frames.head = (Spikes(model.head, sizes.tokens) for model in (alignment, frames))  # type: ignore[assignment]
+    for spiked in (alignment, equal, frames):
+        spiked.head = Spikes(spiked.head, sizes.tokens)  # type: ignore[assignment, arg-type]
     search = AedSearch(aed, AedDecodeOptions().rules(), lambda lens_B: torch.full_like(lens_B, sizes.tokens), sizes.beam)
     tokenizer = CharTokenizer(symbols=[chr(0x4E00 + i) for i in range(sizes.vocab - EOS - 1)])
 
@@ -249,6 +248,7 @@ def our_systems(sizes: Sizes) -> list[System]:
         System(f"AED beam {sizes.beam}", search.beams, encoder),
         System("Paraformer", infer(paraformer, parallel), encoder),
         System("CASS-NAT", infer(cassnat, alignment), encoder),
+        System("CASS-NAT, equal size", infer(cassnat, equal), encoder),
         System("CTC", infer(ctc, frames), encoder),
     ]
 
@@ -433,6 +433,7 @@ def to_ratios(measured: Measured, sizes: Sizes) -> list[dict[str, Any]]:
         ("AED greedy", CTC_DRAFT, ">= 2"),
         (beam, "Paraformer", ">= 10"),
         (beam, "CASS-NAT", ">= 20"),
+        (beam, "CASS-NAT, equal size", ">= 20"),
     ]
     for group, batch in sorted({key[:2] for key in measured}):
         for first, second, wanted in pairs:
@@ -459,9 +460,9 @@ def print_tables(rows: Sequence[dict[str, Any]], ratios: Sequence[dict[str, Any]
         total = "" if row["total_s"] is None else f"{1e3 * row['total_s']:.1f}"
         print(f"{row['group']:9}{row['batch']:6d}  {row['system']:38}{decoder:>14}{total:>12}".rstrip())
     print()
+    names = {None: "", True: "met", False: "NOT MET"}
     for r in ratios:
-        met = {None: "", True: "met", False: "NOT MET"}[r["met"]]
-        what = f"{r['group']}, batch {r['batch']}: {r['first']} / {r['second']}, {r['part']}"
+        what, met = f"{r['group']}, batch {r['batch']}: {r['first']} / {r['second']}, {r['part']}", names[r["met"]]
         print(f"{what:86}{r['ratio']:8.2f}  {r['wanted']:>6}  {met}".rstrip())
 
 
@@ -480,20 +481,19 @@ def main(argv: list[str] | None = None) -> None:
     if (args.model is None) != (args.manifest is None):
         parser.error("--model and --manifest go together")
     torch.set_num_threads(args.threads)
-    small = Sizes(layers=1, dim=32, ff_dim=64, kernel=3, decoder_layers=1, vocab=50, seconds=2.0, tokens=8, beam=3,
+    small = Sizes(layers=1, dim=32, ff_dim=64, kernel=3, decoder_layers=3, vocab=50, seconds=2.0, tokens=8, beam=3,
                   whisper_vocab=64, whisper_frames=20)  # fmt: skip
     sizes = small if args.quick else Sizes()
     groups = random_groups(sizes, [int(batch) for batch in args.batches.split(",")], args.threads)
     if args.model is not None:
         groups.append(trained_group(args.model, args.manifest, args.utterances, sizes.beam))
     measured = measure(groups, 1 if args.quick else args.rounds, sizes)
-    rows, ratios = to_rows(groups, measured), to_ratios(measured, sizes)
-    print_tables(rows, ratios, sizes)
+    print_tables(rows := to_rows(groups, measured), ratios := to_ratios(measured, sizes), sizes)
     if args.json:
         peers = {name: version(name) for name in ("torch", "transformers", "ctranslate2") if optional(name) is not None}
-        given = {name: str(value) for name, value in vars(args).items()}
-        info = {"sizes": asdict(sizes), "given": given, "versions": peers, "cpu": torch.backends.cpu.get_cpu_capability()}
-        args.json.write_text(json.dumps({**info, "rows": rows, "ratios": ratios}, indent=2) + "\n")
+        given, cpu = {name: str(value) for name, value in vars(args).items()}, torch.backends.cpu.get_cpu_capability()
+        info = {"sizes": asdict(sizes), "given": given, "versions": peers, "cpu": cpu, "rows": rows, "ratios": ratios}
+        args.json.write_text(json.dumps(info, indent=2) + "\n")
 
 
 if __name__ == "__main__":

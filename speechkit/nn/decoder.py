@@ -70,8 +70,6 @@ class CrossAttention(nn.Module):
     def keys_values(self, source_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a source, each of shape (B, H, T, K)."""
         key_value = self.key_value(source_BTD).unflatten(-1, (2 * self.num_heads, self.head_dim)).transpose(1, 2)
-        if not torch.is_grad_enabled():
-            key_value = key_value.contiguous()  # search reads them for every token
         key, value = key_value.chunk(2, dim=1)
         return key, value
 
@@ -234,7 +232,11 @@ class TransformerDecoder(nn.Module):
             source_BTD: encoder output, shape (B, T, source_dim).
             source_lens_B: valid frames of each row, int64, shape (B,).
         """
-        return read_source([layer.cross_attention for layer in self.layers], source_BTD, source_lens_B)
+        source = read_source([layer.cross_attention for layer in self.layers], source_BTD, source_lens_B)
+        if torch.is_grad_enabled():
+            return source
+        keys, values = (tuple(each.contiguous() for each in part) for part in (source.keys, source.values))
+        return Source(keys, values, source.mask)  # in the order in which search reads them for every token
 
     def forward(self, tokens_BU: Tensor, source: Source | None) -> Tensor:
         """Scores of the token that follows each prefix, teacher-forced.

@@ -299,6 +299,20 @@ def test_tokens_off_the_ctc_path_of_the_targets_in_training() -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_the_decoder_does_not_teach_ctc() -> None:
+    model, batch = build(token_source="ctc", glancing_ratio=0.0).eval(), make_batch([5, 3, 4])
+    assert model.head is not None
+    assert model.posteriors is not None
+    model.encoder.requires_grad_(False)
+    seen: list[Tensor] = []
+    model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.loss(FEATS, LENS, batch)
+    seen[0].sum().backward()
+    assert model.head.weight.grad is None
+    assert model.posteriors.linear.weight.grad is not None
+    assert model.posteriors.linear.weight.grad.abs().sum() > 0
+
+
 @torch.no_grad()
 def test_boundary_loss_is_added_and_none_of_it_in_rows_that_cannot_be_aligned() -> None:
     batch = make_batch([5, 21, 4])

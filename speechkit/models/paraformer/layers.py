@@ -53,7 +53,7 @@ class PosteriorEmbedding(nn.Module):
     """Frames as what CTC takes them for: a linear map of the posteriors of all labels.
 
     No gradient flows into the posteriors: a decoder that reads the targets off the path of the targets would teach CTC to
-    be sure of it, right or wrong (recipes/speechocean762/README.md has what that costs).
+    be sure of it, right or wrong (recipes/speechocean762/README.md has a run of that).
 
     Args:
         vocab_size: V.
