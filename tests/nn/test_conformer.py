@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from speechkit.nn.conformer import ConformerEncoder, ConvModule
+from speechkit.nn.conformer import ConformerEncoder
+from speechkit.nn.conv_module import ConvModule
 
 SMALL: dict[str, Any] = {"input_dim": 20, "dim": 16, "num_layers": 2, "num_heads": 2, "ff_dim": 24, "kernel_size": 7}
 
