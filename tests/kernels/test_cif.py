@@ -6,10 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from speechkit.kernels.cif import cif, count_tokens, crossings, running_sums
-from speechkit.kernels.cif.reference import integrate, integrate_dense, token_weights
+from speechkit.kernels import backend as forced_backend
+from speechkit.kernels.case import check_against_fp64
+from speechkit.kernels.cif import cif, count_tokens, crossings, integrate, running_sums
+from speechkit.kernels.cif.cases import OPS, TEST_SHAPES
+from speechkit.kernels.cif.cases import draw as draw_case
+from speechkit.kernels.cif.reference import integrate_dense, token_weights
+from speechkit.kernels.cif.torch_impl import integrate_band
 
 LENGTHS = st.lists(st.integers(0, 17), min_size=1, max_size=5)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BACKENDS = ("reference", "torch", "triton")
 LARGEST = st.sampled_from([0.2, 0.9, 3.5])  # of a weight: silence, ordinary frames, frames with several tokens
 
 
@@ -127,10 +134,17 @@ def test_closed_form_gradient_equals_autograd(lens: list[int], largest: float) -
         torch.testing.assert_close(ours, theirs)
 
 
-def test_padding_and_batch_mates_change_nothing() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_and_batch_mates_change_nothing(backend: str) -> None:
+    with forced_backend(backend):
+        check_invariance(exactly=backend != "reference")
+
+
+def check_invariance(*, exactly: bool) -> None:
     alphas, hidden, frame_lens = draw([12, 0, 1, 7], 1.5)
-    alphas, hidden = alphas.float(), hidden.float()
-    outside = torch.arange(12) >= frame_lens[:, None]
+    alphas, hidden, frame_lens = alphas.float().to(DEVICE), hidden.float().to(DEVICE), frame_lens.to(DEVICE)
+    close = {"rtol": 0.0, "atol": 0.0} if exactly else {}
+    outside = torch.arange(12, device=DEVICE) >= frame_lens[:, None]
     alphas[outside], hidden[outside] = float("nan"), float("nan")
     a, h = alphas.clone().requires_grad_(), hidden.clone().requires_grad_()
     together = cif(a, h, frame_lens)
@@ -145,11 +159,11 @@ def test_padding_and_batch_mates_change_nothing() -> None:
         alone = cif(own_a, own_h, frame_lens[row : row + 1])
         count = int(alone.lens_B[0])
         assert together.lens_B[row] == count
-        torch.testing.assert_close(together.embeddings_BUD[row, :count], alone.embeddings_BUD[0])
+        torch.testing.assert_close(together.embeddings_BUD[row, :count], alone.embeddings_BUD[0], **close)
         assert torch.equal(together.fires_BU[row, :count], alone.fires_BU[0])
         alone.embeddings_BUD.square().sum().backward()
-        torch.testing.assert_close(a.grad[row, :length], own_a.grad[0])  # type: ignore[index]
-        torch.testing.assert_close(h.grad[row, :length], own_h.grad[0])  # type: ignore[index]
+        torch.testing.assert_close(a.grad[row, :length], own_a.grad[0], **close)  # type: ignore[index]
+        torch.testing.assert_close(h.grad[row, :length], own_h.grad[0], **close)  # type: ignore[index]
 
 
 def test_half_precision_frames_are_summed_in_fp32() -> None:
@@ -169,6 +183,124 @@ def test_crossings_of_levels() -> None:
     expected = torch.tensor([[0.5, 1.0, 2.5, 3.0, 3.5, 4.0, 4.0]])
     torch.testing.assert_close(crossings(alphas, torch.tensor([4]), levels), expected)
     assert crossings(torch.zeros(1, 0), torch.tensor([0]), levels).tolist() == [[0.0] * 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", TEST_SHAPES)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_backends_against_fp64(backend: str, shape: str, dtype: torch.dtype) -> None:
+    arguments = draw_case(TEST_SHAPES[shape], dtype=dtype, device=DEVICE, seed=1)
+    # The interpreter of Triton cuts fp32 to bf16 where a GPU rounds.
+    tiny = 2.0**-7 if (backend, dtype, DEVICE.type) == ("triton", torch.bfloat16, "cpu") else 1e-6
+    check_against_fp64(OPS[0], arguments, backend, tiny=tiny)
+
+
+@given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 9), st.sampled_from([0.2, 0.9, 3.5]), st.integers(0, 9))
+@settings(max_examples=8, deadline=None)
+def test_any_shape_against_fp64(rows: int, frames: int, dim: int, largest: float, seed: int) -> None:
+    shape = {"B": rows, "T": frames, "U": round(frames * largest) + 1, "D": dim, "largest": largest}
+    arguments = draw_case(shape, dtype=torch.float32, device=DEVICE, seed=seed)
+    for backend in ("torch", "triton"):
+        check_against_fp64(OPS[0], arguments, backend)
+
+
+def test_the_reference_differentiates_towards_smaller_sums() -> None:
+    arguments = draw_case(TEST_SHAPES["sums that are whole numbers"], dtype=torch.float64, device="cpu", seed=0)
+    check_against_fp64(OPS[0], arguments, "torch", tiny=1e-14)
+    alphas, hidden = torch.tensor([[0.5, 0.5, 1.0]], dtype=torch.float64), torch.eye(3, dtype=torch.float64)[None]
+    grad = torch.tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]], dtype=torch.float64)
+    for backend in ("reference", "torch"):
+        leaf = alphas.clone().requires_grad_()
+        integrate(leaf, hidden, torch.tensor([2]), 2, backend=backend).backward(grad)
+        by_sums = torch.tensor([1.0 - 2.0, 2.0 - 3.0, 30.0])  # open at the ends of frames: tokens 1, 1, 2
+        torch.testing.assert_close(leaf.grad[0], by_sums.flip(0).cumsum(0).flip(0).double())  # type: ignore[index]
+
+
+def test_gradient_of_the_reference_equals_finite_differences() -> None:
+    alphas, hidden, frame_lens = draw([6, 1, 4], 1.9)
+    alphas = ((alphas + 0.05) * (torch.arange(6) < frame_lens[:, None])).clamp(min=1e-3)
+    tokens = count_tokens(alphas)
+    width = int(tokens.max())
+    leaves = alphas.requires_grad_(), hidden.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, h: integrate(a, h, tokens, width, backend="reference"), leaves)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_strides_do_not_matter(backend: str) -> None:
+    arguments = draw_case({"B": 2, "T": 7, "U": 4, "D": 6, "largest": 0.9}, dtype=torch.float32, device=DEVICE, seed=0)
+    turned = dict(arguments)
+    turned["alphas_BT"] = arguments["alphas_BT"].t().contiguous().t()
+    turned["hidden_BTD"] = arguments["hidden_BTD"].transpose(0, 1).contiguous().transpose(0, 1)
+    results = []
+    for inputs in (arguments, turned, {**turned, "hidden_BTD": arguments["hidden_BTD"].mT.contiguous().mT}):
+        a, h = inputs["alphas_BT"].detach().requires_grad_(), inputs["hidden_BTD"].detach().requires_grad_()
+        out = integrate(**{**inputs, "alphas_BT": a, "hidden_BTD": h}, backend=backend)
+        grad = torch.ones(6, 2, 4, device=DEVICE).permute(1, 2, 0)
+        results.append((out, *torch.autograd.grad(out, (a, h), grad)))
+    for other in results[1:]:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_only_the_gradients_asked_for(backend: str) -> None:
+    arguments = draw_case({"B": 2, "T": 7, "U": 4, "D": 6, "largest": 0.9}, dtype=torch.float32, device=DEVICE, seed=0)
+    both = {name: arguments[name].clone().requires_grad_() for name in ("alphas_BT", "hidden_BTD")}
+    integrate(**{**arguments, **both}, backend=backend).sum().backward()
+    for name, leaf in both.items():
+        alone = arguments[name].clone().requires_grad_()
+        integrate(**{**arguments, name: alone}, backend=backend).sum().backward()
+        assert torch.equal(alone.grad, leaf.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_compiles_into_one_graph(backend: str) -> None:
+    arguments = draw_case({"B": 2, "T": 7, "U": 4, "D": 6, "largest": 0.9}, dtype=torch.float32, device=DEVICE, seed=0)
+    del arguments["alphas_BT"], arguments["hidden_BTD"]
+
+    def run(a: Tensor, h: Tensor) -> Tensor:
+        return integrate(a, h, **arguments, backend=backend).square().sum()
+
+    results = []
+    for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        fresh = draw_case({"B": 2, "T": 7, "U": 4, "D": 6, "largest": 0.9}, dtype=torch.float32, device=DEVICE, seed=0)
+        leaves = fresh["alphas_BT"].requires_grad_(), fresh["hidden_BTD"].requires_grad_()
+        loss = function(*leaves)
+        results.append((loss, *torch.autograd.grad(loss, leaves)))
+    assert all(torch.equal(eager, compiled) for eager, compiled in zip(*results))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_operators_keep_the_rules_of_torch_library(backend: str) -> None:
+    from speechkit.kernels.cif.triton_impl import integrate_fused
+
+    operator = integrate_band if backend == "torch" else integrate_fused
+    arguments = draw_case({"B": 2, "T": 5, "U": 3, "D": 4, "largest": 0.9}, dtype=torch.float32, device=DEVICE, seed=0)
+    alphas, hidden = arguments["alphas_BT"].requires_grad_(), torch.randn(2, 5, 4, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(operator, (alphas, hidden, arguments["frame_lens_B"], arguments["token_lens_B"], 3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_shows(backend: str) -> None:
+    alphas = torch.tensor([[0.5, float("nan"), 0.5], [0.5, 0.5, 0.5]], device=DEVICE)
+    out = integrate(alphas, torch.ones(2, 3, 4, device=DEVICE), torch.tensor([2, 1], device=DEVICE), 2, backend=backend)
+    assert out[0].isnan().any()
+    assert torch.equal(out[1], torch.tensor([[1.0] * 4, [0.0] * 4], device=DEVICE))
+
+
+def test_half_precision_under_the_kernel() -> None:
+    arguments = draw_case({"B": 2, "T": 9, "U": 4, "D": 6, "largest": 0.9}, dtype=torch.bfloat16, device=DEVICE, seed=0)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        inside = integrate(**arguments, backend="triton")
+    assert inside.dtype == torch.bfloat16
+    assert torch.equal(inside, integrate(**arguments, backend="triton"))
+
+
+def test_backends_that_cannot_run_are_refused() -> None:
+    arguments = draw_case({"B": 1, "T": 3, "U": 1, "D": 2, "largest": 0.9}, dtype=torch.float64, device="cpu", seed=0)
+    with pytest.raises(ValueError, match=r"backend='triton' takes no float64"):
+        integrate(**arguments, backend="triton")
+    with pytest.raises(ValueError, match=r"backend='numba' is unknown to cif"):
+        integrate(**arguments, backend="numba")
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
