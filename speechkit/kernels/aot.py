@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ class Usage(NamedTuple):
     """What a compiled kernel takes."""
 
     op: str
+    kernel: str
     name: str
     capability: int
     registers: int
@@ -67,7 +68,7 @@ def variants(op: str) -> list[Variant]:
 
 
 def compile_variant(op: str, variant: Variant, capability: int) -> Usage:
-    """Compiles down to machine code.
+    """Compiles down to machine code, with pointers that are multiples of 16, as those of tensors are.
 
     Raises:
         RuntimeError: Triton runs its interpreter in this process, which replaces the compiler.
@@ -80,11 +81,13 @@ def compile_variant(op: str, variant: Variant, capability: int) -> Usage:
 
     signature = dict(variant.signature) | dict.fromkeys(variant.constants, "constexpr")
     ordered = {name: signature[name] for name in variant.kernel.arg_names}
-    source = ASTSource(variant.kernel, ordered, dict(variant.constants))
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(ordered.values()) if kind.startswith("*")}
+    source = ASTSource(variant.kernel, ordered, dict(variant.constants), aligned)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _resources(compiled.asm["cubin"])
-    return Usage(op, variant.name, capability, registers, spilled, int(compiled.metadata.shared), variant.num_warps)
+    name, shared = variant.kernel.__name__, int(compiled.metadata.shared)
+    return Usage(op, name, variant.name, capability, registers, spilled, shared, variant.num_warps)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -109,23 +112,39 @@ def compile_all(ops: list[str], capabilities: tuple[int, ...] = CAPABILITIES) ->
                 yield compile_variant(op, variant, capability)
 
 
+def markdown(rows: Sequence[Usage]) -> str:
+    """A table with a row per variant and a group of columns per GPU generation."""
+    generations = sorted({row.capability for row in rows})
+    found = {(row.op, row.name, row.capability): row for row in rows}
+    groups = " | ".join(f"sm_{each}: registers | spilled B | shared B" for each in generations)
+    lines = [f"| op | kernel | warps | {groups} |", "|---" * (3 + 3 * len(generations)) + "|"]
+    for op, name in dict.fromkeys((row.op, row.name) for row in rows):
+        own = [found[op, name, each] for each in generations]
+        cells = " | ".join(f"{row.registers} | {row.spilled_bytes} | {row.shared_bytes:,}" for row in own)
+        lines.append(f"| {op} | {name} | {own[0].num_warps} | {cells} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Prints a table, or writes JSON."""
+    """Prints a table, or writes JSON or markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--op", action="append", help="operation to compile; all when left out")
     parser.add_argument("--json", type=Path, help="write rows there")
+    parser.add_argument("--markdown", type=Path, help="write a table there")
     arguments = parser.parse_args()
-    rows = []
+    rows: list[Usage] = []
     sys.stdout.write(f"{'op':<16}{'kernel':<44}{'sm':>4}{'warps':>6}{'registers':>10}{'spilled':>8}{'shared':>8}\n")
     for usage in compile_all(arguments.op or operations()):
-        rows.append(usage._asdict())
+        rows.append(usage)
         sys.stdout.write(
             f"{usage.op:<16}{usage.name:<44}{usage.capability:>4}{usage.num_warps:>6}{usage.registers:>10}"
             f"{usage.spilled_bytes:>8}{usage.shared_bytes:>8}\n"
         )
         sys.stdout.flush()
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n", encoding="utf-8")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
