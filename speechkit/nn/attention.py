@@ -1,7 +1,7 @@
 """Multi-head self-attention over frames, with the positions of a Conformer.
 
-Rotary positions (Su et al. 2021) turn queries and keys and leave the attention kernel as it is. Relative positions
-(Dai et al. 2019, section 3.3) score (q + u) k + (q + v) W r(i - j); the second term goes to the kernel as a bias.
+Rotary positions (Su et al. 2021) turn queries and keys. Relative positions (Dai et al. 2019, section 3.3) score
+(q + u) k + (q + v) W r(i - j). What computes them is `speechkit.kernels.attention`.
 
 Shape legend: B batch, T frames, D model, H heads, K head dimension.
 """
@@ -12,9 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from speechkit.nn.positional import apply_rotary, relative_shift, relative_sinusoids, rotary_table
+from speechkit.kernels.attention import RelativePositions, Visibility, attention
+from speechkit.nn.positional import relative_sinusoids, rotary_table
 
 Position = Literal["rope", "relative", "absolute", "none"]
 PositionTable = Tensor | tuple[Tensor, Tensor] | None
@@ -67,43 +67,27 @@ class SelfAttention(nn.Module):
             self.u_HK = nn.Parameter(torch.zeros(num_heads, self.head_dim))
             self.v_HK = nn.Parameter(torch.zeros(num_heads, self.head_dim))
 
-    def forward(self, x_BTD: Tensor, mask: Tensor | None = None, table: PositionTable = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, visible: Visibility | None = None, table: PositionTable = None) -> Tensor:
         """Attends.
 
         Args:
             x_BTD: shape (B, T, D).
-            mask: bool, broadcastable to (B, 1, T, T), True where a query may see a key; None for everywhere.
+            visible: which frames each frame sees; None for all.
             table: from `position_table`.
 
         Returns:
-            shape (B, T, D).
+            shape (B, T, D); past `visible.query_lens_B` anything finite.
         """
         qkv = self.qkv(x_BTD).unflatten(-1, (3 * self.num_heads, self.head_dim))
-        bias = mask
+        q, k, v = qkv.chunk(3, dim=2)
+        rope, relative = None, None
         if self.position == "rope":
             assert isinstance(table, tuple)
-            qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
-            q, k = apply_rotary(qk, table).chunk(2, dim=2)
-        else:
-            q, k, v = qkv.chunk(3, dim=2)
-        if self.position == "relative":
+            rope = table
+        elif self.position == "relative":
             assert isinstance(table, Tensor)
-            bias = self._relative_bias(q + self.v_HK.to(q.dtype), table, mask)
-            q = q + self.u_HK.to(q.dtype)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=bias,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        return self.out(out.transpose(1, 2).flatten(2))
-
-    def _relative_bias(self, q_BTHK: Tensor, table_RD: Tensor, mask: Tensor | None) -> Tensor:
-        """Scores of queries against distances, scaled as the kernel scales its own, -inf where masked; (B, H, T, T)."""
-        r_RHK = self.distance(table_RD.to(q_BTHK.dtype)).unflatten(-1, (self.num_heads, self.head_dim))
-        q_BHTK = (q_BTHK * self.head_dim**-0.5).transpose(1, 2)
-        bias_BHTT = relative_shift(q_BHTK @ r_RHK.permute(1, 2, 0))
-        if mask is None:
-            return bias_BHTT
-        return bias_BHTT + torch.zeros_like(mask, dtype=bias_BHTT.dtype).masked_fill(~mask, float("-inf"))
+            r_RHK = self.distance(table.to(q.dtype)).unflatten(-1, (self.num_heads, self.head_dim))
+            relative = RelativePositions(r_RHK, self.u_HK, self.v_HK)
+        dropout = self.dropout if self.training else 0.0
+        out_BTHK = attention(q, k, v, visible=visible, rope=rope, relative=relative, dropout=dropout)
+        return self.out(out_BTHK.flatten(2))

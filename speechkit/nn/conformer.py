@@ -16,11 +16,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from speechkit.kernels.attention import Visibility
 from speechkit.nn.attention import Position, PositionTable, SelfAttention, position_table
 from speechkit.nn.conv_module import ConvModule, ConvNorm
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import FeedForward
-from speechkit.nn.masks import attention_mask, padding_mask
+from speechkit.nn.masks import padding_mask
 from speechkit.nn.positional import sinusoids
 from speechkit.nn.subsampling import ConvSubsampling, Subsampling
 
@@ -53,18 +54,18 @@ class ConformerBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x_BTD: Tensor, valid_BT: Tensor | None = None, mask: Tensor | None = None, table: PositionTable = None
+        self, x_BTD: Tensor, valid_BT: Tensor | None = None, visible: Visibility | None = None, table: PositionTable = None
     ) -> Tensor:
         """Maps (B, T, D) to (B, T, D).
 
         Args:
             x_BTD: frames.
             valid_BT: valid frames, bool; None when all are.
-            mask: attention mask, see `SelfAttention`.
+            visible: which frames each frame sees, see `SelfAttention`.
             table: positions, see `SelfAttention`.
         """
         x_BTD = torch.add(x_BTD, self.ff1(x_BTD), alpha=0.5)
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), mask, table))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), visible, table))
         x_BTD = x_BTD + self.conv(x_BTD, valid_BT)
         return self.norm(torch.add(x_BTD, self.ff2(x_BTD), alpha=0.5))
 
@@ -179,18 +180,18 @@ class ConformerEncoder(nn.Module):
             x_BTD = x_BTD * math.sqrt(self.output_dim) + positions.to(x_BTD.dtype)
         x_BTD = self.dropout(x_BTD)
         valid_BT = padding_mask(lens_B, frames)
-        mask = attention_mask(
-            valid_BT,
-            frames,
+        hidden_lens_B = None if valid_BT is None else lens_B
+        visible = Visibility(
+            lens_B=hidden_lens_B,
+            query_lens_B=hidden_lens_B,
             chunk_size=self.chunk_size,
             left_chunks=self.left_chunks,
             reach=self.attention_reach,
             num_global=num_prefix,
-            device=device,
         )
         table = position_table(self.position, frames, dim=self.output_dim, num_heads=self.num_heads, device=device)
         for i, layer in enumerate(self.layers, start=1):
-            y_BTD = layer(x_BTD, valid_BT, mask, table)
+            y_BTD = layer(x_BTD, valid_BT, visible, table)
             if self.training and self.layer_drop:
                 kept_B = torch.rand(len(lens_B), device=device) >= self.layer_drop
                 y_BTD = torch.where(kept_B[:, None, None], y_BTD, x_BTD)

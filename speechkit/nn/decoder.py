@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from speechkit.kernels.attention import Visibility, attention
 from speechkit.nn.attention import SelfAttention
 from speechkit.nn.decoder_step import DecoderCache, Places, Step, pack_layer, position_table
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import Activation, FeedForward
-from speechkit.nn.masks import attention_mask, padding_mask
+from speechkit.nn.masks import hide_padding
 
 
 class Source(NamedTuple):
@@ -32,17 +32,17 @@ class Source(NamedTuple):
     Attributes:
         keys: of each layer, shape (B, H, T, K).
         values: of each layer, shape (B, H, T, K).
-        mask: bool, broadcastable to (B, 1, U, T), True where a token may see a frame; None for everywhere.
+        visible: which frames a token sees, the same for all tokens of a row; None for all.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    mask: Tensor | None
+    visible: Visibility | None
 
     def select(self, rows_R: Tensor) -> Source:
         """The source of rows `rows_R` (int64, shape (R,)), which may repeat."""
-        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows_R]
-        return Source(tuple(key[rows_R] for key in self.keys), tuple(value[rows_R] for value in self.values), mask)
+        visible = None if self.visible is None else self.visible.select(rows_R)
+        return Source(tuple(key[rows_R] for key in self.keys), tuple(value[rows_R] for value in self.values), visible)
 
 
 class CrossAttention(nn.Module):
@@ -73,34 +73,37 @@ class CrossAttention(nn.Module):
         key, value = key_value.chunk(2, dim=1)
         return key, value
 
-    def forward(self, x_BUD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x_BUD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Visibility | None = None) -> Tensor:
         """Attends.
 
         Args:
             x_BUD: shape (B, U, D); or (N * B, U, D), N rows of tokens in turn for each row of the source, which then is
-                read once for all of them. The mask must be the same for all tokens.
+                read once for all of them. All tokens of a row must then see the same frames.
             key_BHTK: from `keys_values`.
             value_BHTK: from `keys_values`.
-            mask: bool, broadcastable to (B, 1, U, T), True where a token may see a frame; None for everywhere.
+            visible: which frames each token sees; None for all.
 
         Returns:
             shape of `x_BUD`.
         """
-        query_BHUK = self._queries(x_BUD, len(key_BHTK))
+        query_BUHK = self._queries(x_BUD, len(key_BHTK))
+        key_BTHK, value_BTHK = key_BHTK.transpose(1, 2), value_BHTK.transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(query_BHUK, key_BHTK, value_BHTK, attn_mask=mask, dropout_p=dropout)
-        return self.out(out.transpose(1, 2).reshape(x_BUD.shape))
+        out_BUHK = attention(query_BUHK, key_BTHK, value_BTHK, visible=visible, dropout=dropout)
+        return self.out(out_BUHK.reshape(x_BUD.shape))
 
-    def weights(self, x_BUD: Tensor, key_BHTK: Tensor, mask: Tensor | None = None) -> Tensor:
+    def weights(self, x_BUD: Tensor, key_BHTK: Tensor, visible: Visibility | None = None) -> Tensor:
         """How much each token looks at each frame, averaged over heads, fp32, shape (B, U, T); arguments as `forward`."""
-        scores = (self._queries(x_BUD, len(key_BHTK)) @ key_BHTK.transpose(2, 3)).float() * self.head_dim**-0.5
+        query_BHUK = self._queries(x_BUD, len(key_BHTK)).transpose(1, 2)
+        scores = (query_BHUK @ key_BHTK.transpose(2, 3)).float() * self.head_dim**-0.5
+        mask = None if visible is None else visible.dense(key_BHTK.shape[2], key_BHTK.device)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return scores.softmax(dim=-1).mean(dim=1).reshape(*x_BUD.shape[:2], -1)
 
     def _queries(self, x_BUD: Tensor, num_sources: int) -> Tensor:
-        """Queries, those of all rows that read one source side by side, shape (num_sources, H, U, K)."""
-        return self.query(x_BUD).reshape(num_sources, -1, self.num_heads, self.head_dim).transpose(1, 2)
+        """Queries, those of all rows that read one source side by side, shape (num_sources, U, H, K)."""
+        return self.query(x_BUD).reshape(num_sources, -1, self.num_heads, self.head_dim)
 
 
 def read_source(readers: Iterable[Any], source_BTD: Tensor, source_lens_B: Tensor) -> Source:
@@ -112,8 +115,8 @@ def read_source(readers: Iterable[Any], source_BTD: Tensor, source_lens_B: Tenso
         source_lens_B: valid frames of each row, int64, shape (B,).
     """
     pairs = [reader.keys_values(source_BTD) for reader in readers]
-    mask = attention_mask(padding_mask(source_lens_B, source_BTD.shape[1]), source_BTD.shape[1])
-    return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
+    visible = hide_padding(source_lens_B, source_BTD.shape[1], of_queries=False)
+    return Source(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), visible)
 
 
 class DecoderLayer(nn.Module):
@@ -147,26 +150,28 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x_BUD: Tensor,
-        self_mask: Tensor | None,
+        visible: Visibility | None,
         key_BHTK: Tensor | None = None,
         value_BHTK: Tensor | None = None,
-        source_mask: Tensor | None = None,
+        source_visible: Visibility | None = None,
     ) -> Tensor:
         """Maps (B, U, D) to (B, U, D), all tokens at once; for a few behind a cache see `speechkit.nn.decoder_step`.
 
         Args:
             x_BUD: tokens.
-            self_mask: bool, broadcastable to (B, 1, U, U), True where a token may see another; None for everywhere.
+            visible: which tokens each token sees; None for all.
             key_BHTK: of the source, from this layer's `cross_attention.keys_values`; none without cross-attention.
             value_BHTK: of the source.
-            source_mask: bool, broadcastable to (B, 1, U, T); None for everywhere.
+            source_visible: which frames of the source each token sees; None for all.
         """
-        x_BUD = x_BUD + self.dropout(self.self_attention(self.self_norm(x_BUD), self_mask))
-        return self._read_source(x_BUD, key_BHTK, value_BHTK, source_mask)
+        x_BUD = x_BUD + self.dropout(self.self_attention(self.self_norm(x_BUD), visible))
+        return self._read_source(x_BUD, key_BHTK, value_BHTK, source_visible)
 
-    def _read_source(self, x_BUD: Tensor, key_BHTK: Tensor | None, value_BHTK: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _read_source(
+        self, x_BUD: Tensor, key_BHTK: Tensor | None, value_BHTK: Tensor | None, visible: Visibility | None
+    ) -> Tensor:
         if self.cross_attention is not None:
-            x_BUD = x_BUD + self.dropout(self.cross_attention(self.cross_norm(x_BUD), key_BHTK, value_BHTK, mask))
+            x_BUD = x_BUD + self.dropout(self.cross_attention(self.cross_norm(x_BUD), key_BHTK, value_BHTK, visible))
         return x_BUD + self.feed_forward(x_BUD)
 
 
@@ -236,7 +241,7 @@ class TransformerDecoder(nn.Module):
         if torch.is_grad_enabled():
             return source
         keys, values = (tuple(each.contiguous() for each in part) for part in (source.keys, source.values))
-        return Source(keys, values, source.mask)  # in the order in which search reads them for every token
+        return Source(keys, values, source.visible)  # in the order in which search reads them for every token
 
     def forward(self, tokens_BU: Tensor, source: Source | None) -> Tensor:
         """Scores of the token that follows each prefix, teacher-forced.
@@ -249,11 +254,10 @@ class TransformerDecoder(nn.Module):
         Returns:
             logits, shape (B, U, V).
         """
-        num_tokens, device = tokens_BU.shape[1], tokens_BU.device
-        x_BUD = self._embed(tokens_BU, position_table(num_tokens, self.embedding.weight))
-        causal_UU = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
+        x_BUD = self._embed(tokens_BU, position_table(tokens_BU.shape[1], self.embedding.weight))
+        visible = Visibility(causal=True)
         for i, layer in enumerate(self.layers):
-            x_BUD = layer(x_BUD, causal_UU, *(() if source is None else _of_layer(source, i)))
+            x_BUD = layer(x_BUD, visible, *(() if source is None else _of_layer(source, i)))
         return self.head(self.norm(x_BUD))
 
     def start(self, num_rows: int, *, room: int = 32) -> DecoderCache:
@@ -305,13 +309,13 @@ class TransformerDecoder(nn.Module):
         """How much tokens look at each frame in a layer, averaged over heads, shape (B, J, T)."""
         layer: DecoderLayer = self.layers[number]  # type: ignore[assignment]
         assert layer.cross_attention is not None
-        return layer.cross_attention.weights(layer.cross_norm(x_BJD), source.keys[number], source.mask)
+        return layer.cross_attention.weights(layer.cross_norm(x_BJD), source.keys[number], source.visible)
 
     def _embed(self, tokens_BU: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings and sinusoids of their positions, shape (U, D) or (B, U, D)."""
         return self.dropout(torch.add(positions, self.embedding(tokens_BU), alpha=math.sqrt(self.dim)))
 
 
-def _of_layer(source: Source, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and mask that one layer attends with."""
-    return source.keys[layer], source.values[layer], source.mask
+def _of_layer(source: Source, layer: int) -> tuple[Tensor, Tensor, Visibility | None]:
+    """Keys and values that one layer attends to, and which of them it sees."""
+    return source.keys[layer], source.values[layer], source.visible

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from speechkit.kernels.attention import Visibility, decode_attention
 from speechkit.nn.positional import sinusoids
 
 
@@ -159,6 +160,7 @@ class Step:
 
     def __init__(self, cache: DecoderCache, places: Places) -> None:
         self.layers, self.places, self.memory = cache.layers, places, cache.memory
+        self._visible = None if places.mask is None else Visibility(mask=places.mask)
         _, pair, rows, heads, _, head_dim = cache.memory.shape
         self._split, self._perm = (rows, -1, pair + 1, heads, head_dim), (2, 0, 3, 1, 4)
         self._seen = cache.memory[..., : places.held, :].flatten(0, 1).unbind(0)
@@ -175,10 +177,10 @@ class Step:
         else:
             self.memory[number].scatter_(3, places.index_BJ[:, None, :, None].expand_as(heads[1:]), heads[1:])
         key_BHMK, value_BHMK = self._seen[2 * number], self._seen[2 * number + 1]
-        out_BHJK = F.scaled_dot_product_attention(heads[0], key_BHMK, value_BHMK, attn_mask=places.mask)
-        return torch.addmm(layer.self_out.bias_O, out_BHJK.transpose(1, 2).reshape(len(x_RD), -1), layer.self_out.weight_IO)
+        out_BJHK = decode_attention(heads[0].transpose(1, 2), key_BHMK, value_BHMK, visible=self._visible)
+        return torch.addmm(layer.self_out.bias_O, out_BJHK.reshape(len(x_RD), -1), layer.self_out.weight_IO)
 
-    def see_source(self, number: int, x_RD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: Tensor | None) -> Tensor:
+    def see_source(self, number: int, x_RD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Visibility | None) -> Tensor:
         """What cross-attention of a layer adds, shape (R, D); a source may serve several rows in turn."""
         layer = self.layers[number]
         assert layer.cross_norm is not None
@@ -186,9 +188,8 @@ class Step:
         assert layer.cross_out is not None
         query_RD = torch.addmm(layer.query.bias_O, torch.layer_norm(x_RD, *layer.cross_norm), layer.query.weight_IO)
         sources, heads, _, head_dim = key_BHTK.shape
-        query_BHUK = query_RD.view(sources, -1, heads, head_dim).transpose(1, 2)
-        out_BHUK = F.scaled_dot_product_attention(query_BHUK, key_BHTK, value_BHTK, attn_mask=mask)
-        return torch.addmm(layer.cross_out.bias_O, out_BHUK.transpose(1, 2).reshape(len(x_RD), -1), layer.cross_out.weight_IO)
+        out_BUHK = decode_attention(query_RD.view(sources, -1, heads, head_dim), key_BHTK, value_BHTK, visible=visible)
+        return torch.addmm(layer.cross_out.bias_O, out_BUHK.reshape(len(x_RD), -1), layer.cross_out.weight_IO)
 
     def feed_forward(self, number: int, x_RD: Tensor) -> Tensor:
         """What the feed-forward layer adds, shape (R, D)."""

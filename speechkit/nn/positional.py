@@ -32,7 +32,7 @@ def sinusoids(positions_T: Tensor, dim: int) -> Tensor:
 
 
 def rotary_table(num_frames: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines by which `apply_rotary` turns queries and keys.
+    """Cosines and sines by which `speechkit.kernels.attention` turns queries and keys.
 
     Args:
         num_frames: T.
@@ -46,27 +46,6 @@ def rotary_table(num_frames: int, head_dim: int, device: torch.device) -> tuple[
     return angles_TK.cos(), angles_TK.sin()
 
 
-def apply_rotary(x_BTHK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns channel pairs (2k, 2k + 1) by an angle proportional to the frame index.
-
-    The product of a turned query and a turned key depends on the distance of their frames only.
-
-    Args:
-        x_BTHK: queries or keys (any number of heads in H), shape (B, T, H, K).
-        table: from `rotary_table`.
-
-    Returns:
-        shape and dtype of the input.
-    """
-    pairs = x_BTHK.unflatten(-1, (-1, 2))
-    if x_BTHK.dtype == torch.float32 and not torch.compiler.is_compiling():
-        turn_T1K = torch.complex(*table)[:, None, :]  # one pass over memory instead of several
-        return torch.view_as_real(torch.view_as_complex(pairs) * turn_T1K).flatten(-2)
-    cos, sin = (t[:, None, :].to(x_BTHK.dtype) for t in table)
-    first, second = pairs.unbind(-1)
-    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
-
-
 def relative_sinusoids(num_frames: int, dim: int, device: torch.device) -> Tensor:
     """Sinusoids of all distances that occur in a sequence, from T - 1 down to -(T - 1).
 
@@ -74,25 +53,6 @@ def relative_sinusoids(num_frames: int, dim: int, device: torch.device) -> Tenso
         fp32, shape (2T - 1, D); row r is the distance T - 1 - r of a query from its key.
     """
     return sinusoids(torch.arange(num_frames - 1, -num_frames, -1, device=device), dim)
-
-
-def relative_shift(scores_BHTR: Tensor) -> Tensor:
-    """Brings scores by distance into the frame of queries and keys: out[i, j] = scores[i, T - 1 - i + j].
-
-    Row i of the result begins T - 1 - i places into row i of the input, so in a contiguous input consecutive rows of
-    the result lie 2T - 2 apart: the result is a view.
-
-    Args:
-        scores_BHTR: query against distance, R = 2T - 1 distances from T - 1 down, shape (B, H, T, 2T - 1).
-
-    Returns:
-        shape (B, H, T, T).
-    """
-    batch, heads, num_frames, distances = scores_BHTR.shape
-    assert distances == 2 * num_frames - 1, f"expected {2 * num_frames - 1} distances, got {distances}"
-    rows = num_frames * distances
-    strides = (heads * rows, rows, max(distances - 1, 1), 1)
-    return scores_BHTR.contiguous().as_strided((batch, heads, num_frames, num_frames), strides, num_frames - 1)
 
 
 def _angles(positions_T: Tensor, dim: int) -> Tensor:

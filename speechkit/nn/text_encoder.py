@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from speechkit.kernels.attention import Visibility
 from speechkit.nn.attention import SelfAttention
 from speechkit.nn.decoder import CrossAttention
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import FeedForward
-from speechkit.nn.masks import attention_mask, padding_mask
+from speechkit.nn.masks import hide_padding
 from speechkit.nn.positional import sinusoids
 
 
@@ -26,11 +27,11 @@ class EncodedText(NamedTuple):
 
     Attributes:
         x_BUD: one vector per token, shape (B, U, D).
-        mask: bool, broadcastable to (B, 1, T, U), True where a frame may see a token; None for everywhere.
+        visible: which tokens a frame sees; None for all.
     """
 
     x_BUD: Tensor
-    mask: Tensor | None
+    visible: Visibility | None
 
 
 class TextEncoderLayer(nn.Module):
@@ -43,9 +44,9 @@ class TextEncoderLayer(nn.Module):
         self.feed_forward = FeedForward(dim=dim, ff_dim=ff_dim, dropout=dropout, activation="relu")
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BUD: Tensor, mask: Tensor | None) -> Tensor:
-        """Maps (B, U, D) to (B, U, D); mask as in `SelfAttention`."""
-        x_BUD = x_BUD + self.dropout(self.attention(self.attention_norm(x_BUD), mask))
+    def forward(self, x_BUD: Tensor, visible: Visibility | None) -> Tensor:
+        """Maps (B, U, D) to (B, U, D); `visible` as in `SelfAttention`."""
+        x_BUD = x_BUD + self.dropout(self.attention(self.attention_norm(x_BUD), visible))
         return x_BUD + self.feed_forward(x_BUD)
 
 
@@ -80,13 +81,13 @@ class TextEncoder(nn.Module):
             token_lens_B: valid tokens of each row, int64, shape (B,).
         """
         num_tokens = tokens_BU.shape[1]
-        mask = attention_mask(padding_mask(token_lens_B, num_tokens), num_tokens)
+        visible = hide_padding(token_lens_B, num_tokens, of_queries=True)
         positions_UD = sinusoids(torch.arange(num_tokens, device=tokens_BU.device), self.dim)
         x_BUD = self.embedding(tokens_BU) * math.sqrt(self.dim)
         x_BUD = self.dropout(x_BUD + positions_UD.to(x_BUD.dtype))
         for layer in self.layers:
-            x_BUD = layer(x_BUD, mask)
-        return EncodedText(self.norm(x_BUD), mask)
+            x_BUD = layer(x_BUD, visible)
+        return EncodedText(self.norm(x_BUD), None if visible is None else Visibility(lens_B=token_lens_B))
 
 
 class TextAttention(nn.Module):
@@ -108,4 +109,4 @@ class TextAttention(nn.Module):
     def forward(self, x_BTD: Tensor, text: EncodedText) -> Tensor:
         """Maps frames (B, T, D) to (B, T, D)."""
         keys, values = self.attention.keys_values(text.x_BUD)
-        return x_BTD + self.dropout(self.attention(self.norm(x_BTD), keys, values, text.mask))
+        return x_BTD + self.dropout(self.attention(self.norm(x_BTD), keys, values, text.visible))

@@ -20,6 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from speechkit.kernels.attention import Visibility
 from speechkit.nn.decoder import CrossAttention
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.feed_forward import Activation, FeedForward
@@ -101,6 +102,7 @@ class TokenAcousticExtractor(nn.Module):
         is_first_T = torch.arange(frames, device=mask_BQT.device) == 0
         mask_BQT = mask_BQT | (is_first_T & ~mask_BQT.any(dim=2, keepdim=True))
         places_QD = sinusoids(torch.arange(places, device=mask_BQT.device), self.dim).to(key_BHTK.dtype)
-        x_BQD = self.attention(places_QD.expand(batch, -1, -1), key_BHTK, value_BHTK, mask_BQT[:, None])
+        visible = Visibility(mask=mask_BQT[:, None])
+        x_BQD = self.attention(places_QD.expand(batch, -1, -1), key_BHTK, value_BHTK, visible)
         x_BQD = self.dropout(x_BQD * math.sqrt(self.dim) + places_QD)
         return x_BQD + self.feed_forward(x_BQD)

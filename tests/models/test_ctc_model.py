@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechkit.kernels.attention import Visibility
 from speechkit.models.ctc.model import CtcModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.search.ctc_greedy import ctc_greedy
@@ -73,11 +74,11 @@ def test_intermediate_losses_and_conditioning(self_condition: bool) -> None:
     model, batch = build(inter_layers=[1, 2], inter_weight=0.3, self_condition=self_condition), make_batch([5, 3, 4])
     x, lens = model.encoder.subsampling(FEATS, LENS)
     valid = torch.arange(x.shape[1]) < lens[:, None]
-    mask = valid[:, None, None, :]
+    visible = Visibility(lens_B=lens)
     table = _table(x.shape[1])
     inter = []
     for i, layer in enumerate(model.encoder.layers, start=1):
-        x = layer(x, valid, mask, table)
+        x = layer(x, valid, visible, table)
         if i in (1, 2):
             logits = model.head(x)
             inter.append(reference_ctc(logits, lens, batch))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechkit.kernels.attention import Visibility
 from speechkit.models.owsm_ctc.model import OwsmCtcModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.masks import valid_mask
@@ -63,7 +64,7 @@ def layers_by_hand(model: OwsmCtcModel, *, languages: list[int], tasks: list[int
     valid = valid_mask(lens, x.shape[1])
     scores = []
     for layer in model.encoder.layers:
-        x = layer(x, valid, valid[:, None, None, :], None)
+        x = layer(x, valid, Visibility(lens_B=lens), None)
         scores.append(model.head(x))
         if len(scores) < 4 and model.condition is not None:
             x = x + model.condition(scores[-1].softmax(-1))

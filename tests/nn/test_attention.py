@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from speechkit.kernels.attention import Visibility
 from speechkit.nn.attention import Position, SelfAttention, position_table
 from speechkit.nn.positional import sinusoids
 
@@ -58,7 +59,7 @@ def test_equals_slow_reference(position: Position, masked: bool) -> None:
     x = torch.randn(2, FRAMES, DIM)
     mask = (torch.rand(2, 1, FRAMES, FRAMES) < 0.6) | torch.eye(FRAMES, dtype=torch.bool) if masked else None
     table = position_table(position, FRAMES, dim=DIM, num_heads=HEADS, device=x.device)
-    out = module(x, mask, table)
+    out = module(x, None if mask is None else Visibility(mask=mask), table)
     for row in range(2):
         expected = slow_attention(module, x[row], None if mask is None else mask[row, 0])
         torch.testing.assert_close(out[row], expected, atol=1e-5, rtol=1e-5)
@@ -72,7 +73,8 @@ def test_content_attention_depends_on_distance_only(position: Position) -> None:
     late, mask = torch.cat([silence, x], 1), torch.zeros(1, 1, 10, 10, dtype=torch.bool)
     mask[..., 4:] = True
     tables = [position_table(position, t, dim=DIM, num_heads=HEADS, device=x.device) for t in (6, 10)]
-    torch.testing.assert_close(module(x, None, tables[0]), module(late, mask, tables[1])[:, 4:], atol=1e-5, rtol=1e-5)
+    moved = module(late, Visibility(mask=mask), tables[1])[:, 4:]
+    torch.testing.assert_close(module(x, None, tables[0]), moved, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["rope", "relative", "none"])

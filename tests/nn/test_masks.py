@@ -4,7 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechkit.nn.masks import attention_mask, band_mask, chunk_mask, padding_mask, valid_mask
+from speechkit.kernels.attention import Visibility
+from speechkit.kernels.attention.visibility import band_mask, chunk_mask
+from speechkit.nn.masks import hide_padding, padding_mask, valid_mask
+
+CPU = torch.device("cpu")
 
 
 def slow_chunk_mask(num_frames: int, chunk_size: int, left_chunks: int | None) -> list[list[bool]]:
@@ -46,7 +50,8 @@ def test_attention_mask_is_right_for_valid_queries_and_empty_for_none(
     lens: list[int], chunk_size: int | None, left_chunks: int | None
 ) -> None:
     frames = 9
-    mask = attention_mask(valid_mask(torch.tensor(lens), frames), frames, chunk_size=chunk_size, left_chunks=left_chunks)
+    left_chunks = None if chunk_size is None else left_chunks
+    mask = Visibility(lens_B=torch.tensor(lens), chunk_size=chunk_size, left_chunks=left_chunks).dense(frames, CPU)
     assert mask is not None
     mask = mask.expand(len(lens), 1, frames, frames)
     assert mask.any(-1).all(), "a query without keys has no softmax"
@@ -58,8 +63,9 @@ def test_attention_mask_is_right_for_valid_queries_and_empty_for_none(
 
 
 def test_no_attention_mask_without_padding_and_chunks() -> None:
-    assert attention_mask(None, 7) is None
-    chunked = attention_mask(None, 7, chunk_size=2, device=torch.device("cpu"))
+    assert Visibility().dense(7, CPU) is None
+    assert hide_padding(torch.tensor([7, 7]), 7, of_queries=True) is None
+    chunked = Visibility(chunk_size=2).dense(7, CPU)
     assert chunked is not None
     assert chunked.shape == (1, 1, 7, 7)
 
@@ -74,7 +80,7 @@ def test_band_mask_equals_slow_reference(num_frames: int, reach: int, num_global
 
 
 def test_band_and_padding_join() -> None:
-    mask = attention_mask(valid_mask(torch.tensor([6, 2]), 6), 6, reach=1)
+    mask = Visibility(lens_B=torch.tensor([6, 2]), reach=1).dense(6, CPU)
     assert mask is not None
     assert mask[0, 0].tolist() == band_mask(6, 1).tolist()
     assert mask[1, 0, 1].tolist() == [True, True, False, False, False, False]

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from speechkit.nn.positional import apply_rotary, relative_shift, relative_sinusoids, rotary_table, sinusoids
+from speechkit.kernels.attention.torch_impl import relative_shift
+from speechkit.kernels.attention.torch_impl import rotate as apply_rotary
+from speechkit.nn.positional import relative_sinusoids, rotary_table, sinusoids
 
 
 def test_sinusoids_values() -> None:

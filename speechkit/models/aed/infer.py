@@ -357,6 +357,6 @@ def _looks(
     for layer, head in heads:
         query_BUK, key_BTK = queries[layer][:, :, head], source.keys[layer][:, head].float()
         scores_BUT = query_BUK @ key_BTK.transpose(1, 2) * key_BTK.shape[2] ** -0.5
-        mask = source.mask
+        mask = None if source.visible is None else source.visible.dense(key_BTK.shape[1], key_BTK.device)
         weights.append((scores_BUT if mask is None else scores_BUT.masked_fill(~mask[:, 0], -torch.inf)).softmax(dim=-1))
     return torch.stack(weights, dim=1)

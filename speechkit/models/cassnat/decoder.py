@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from speechkit.kernels.attention import Visibility
 from speechkit.nn.attention import Position, position_table
 from speechkit.nn.conformer import ConformerBlock
 from speechkit.nn.decoder import DecoderLayer, Source, read_source
-from speechkit.nn.masks import attention_mask, padding_mask
+from speechkit.nn.masks import padding_mask
 from speechkit.nn.token_acoustic import TokenAcousticExtractor
 
 
@@ -102,15 +103,15 @@ class TokenDecoder(nn.Module):
         places, device = triggers_RQT.shape[1], triggers_RQT.device
         x_RQD = self.extractor(source.keys[0], source.values[0], triggers_RQT)
         valid_RQ = padding_mask(token_lens_R + 1, places)
-        mask = attention_mask(valid_RQ, places)
+        visible = None if valid_RQ is None else Visibility(lens_B=token_lens_R + 1, query_lens_B=token_lens_R + 1)
         table = position_table(self.position, places, dim=self.dim, num_heads=self.num_heads, device=device)
         inter_RQD = None
         for i, layer in enumerate([*self.sad, *self.mad], start=1):
             if i <= len(self.sad):
-                x_RQD = layer(x_RQD, valid_RQ, mask, table)
+                x_RQD = layer(x_RQD, valid_RQ, visible, table)
             else:
                 place = i - len(self.sad)  # the extractor's keys and values come first
-                x_RQD = layer(x_RQD, mask, source.keys[place], source.values[place], source.mask)
+                x_RQD = layer(x_RQD, visible, source.keys[place], source.values[place], source.visible)
             if i == inter_layer:
                 inter_RQD = self.norm(x_RQD)
         return self.norm(x_RQD), inter_RQD

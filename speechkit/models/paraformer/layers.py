@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from speechkit.nn.decoder import DecoderLayer, Source, read_source
 from speechkit.nn.dropout import Dropout
-from speechkit.nn.masks import attention_mask, padding_mask
+from speechkit.nn.masks import hide_padding
 from speechkit.nn.positional import sinusoids
 
 
@@ -131,7 +131,7 @@ class ParallelDecoder(nn.Module):
         num_tokens = embeddings_BUD.shape[1]
         positions_UD = sinusoids(torch.arange(num_tokens, device=embeddings_BUD.device), embeddings_BUD.shape[2])
         x_BUD = self.dropout(embeddings_BUD + positions_UD.to(embeddings_BUD.dtype))
-        mask = attention_mask(padding_mask(token_lens_B, num_tokens), num_tokens)
+        visible = hide_padding(token_lens_B, num_tokens, of_queries=True)
         for layer, key, value in zip(self.layers, source.keys, source.values):
-            x_BUD = layer(x_BUD, mask, key, value, source.mask)
+            x_BUD = layer(x_BUD, visible, key, value, source.visible)
         return self.head(self.norm(x_BUD))
