@@ -15,7 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from speechkit.kernels.ctc_align.reference import best_states
+from speechkit.kernels import dispatch
+from speechkit.kernels.compiled import pays_to_start
+from speechkit.kernels.ctc_align import reference
+
+BACKENDS = ("numba", "reference", "triton")
+SECONDS_OF_A_FRAME = 2e-5  # of the reference, besides what follows
+SECONDS_OF_A_CELL = 4e-9
+MAX_TRITON_TOKENS = 2047  # what one program holds in registers
 
 
 class CtcAlignment(NamedTuple):
@@ -39,12 +46,22 @@ class CtcAlignment(NamedTuple):
 
 @torch.no_grad()
 def ctc_viterbi(
-    log_probs_BTV: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, *, blank: int = 0
+    log_probs_BTV: Tensor,
+    lens_B: Tensor,
+    tokens_BU: Tensor,
+    token_lens_B: Tensor,
+    *,
+    blank: int = 0,
+    backend: str = "auto",
 ) -> CtcAlignment:
     """Aligns the transcripts of a batch to its frames; has no gradient.
 
-    Computed in fp32. A row's result is the same, bit for bit, whatever its padding and its batch mates. Between paths of
-    equal score the one that stays longest in its states is taken. Waits for the device.
+    Computed in fp32, also under autocast. A row's result is the same, bit for bit, whatever its padding, its batch mates and
+    the backend. Between paths of equal score the one that stays longest in its states is taken: going back from the last
+    frame, from the last blank rather than the last token, each state is held for as long as the scores allow, and left for
+    the next state rather than over a blank.
+
+    On a GPU nothing waits for the device, and a transcript that holds an id outside the vocabulary is infeasible.
 
     Args:
         log_probs_BTV: frame log-probabilities, any float dtype and device, shape (B, T, V).
@@ -52,31 +69,91 @@ def ctc_viterbi(
         tokens_BU: transcripts as token ids without the blank, int64, shape (B, U); what lies past a length is not read.
         token_lens_B: valid tokens of each row, int64, shape (B,).
         blank: id of the blank.
+        backend: "reference" (numpy), "numba", "triton", or "auto": Triton on a GPU, numba elsewhere once there is more work
+            than starting it takes, numpy until then and where numba is not installed.
 
     Returns:
         paths, spikes, scores, feasibility.
+
+    Raises:
+        ValueError: shapes do not fit together, the blank is outside the vocabulary; on a CPU also a length or an id out of
+            range. The backend is unknown or cannot run here; Triton is asked for with more than 2047 tokens.
     """
-    device, num_frames, num_tokens = log_probs_BTV.device, log_probs_BTV.shape[1], tokens_BU.shape[1]
-    frames_T, places_U = torch.arange(num_frames, device=device), torch.arange(num_tokens, device=device)
-    tokens_BU = tokens_BU.masked_fill(places_U >= token_lens_B[:, None], blank)
-    labels_BL = torch.cat((torch.full_like(lens_B[:, None], blank), tokens_BU), dim=1)  # blank, then the tokens
-    emit_BTL = log_probs_BTV.detach().gather(2, labels_BL[:, None].expand(-1, num_frames, -1)).float()
-    states_BT, scores_B = best_states(emit_BTL, lens_B, tokens_BU, token_lens_B)
-    feasible_B = scores_B > -torch.inf
-    is_token_BT = (states_BT % 2 == 1) & (frames_T < lens_B[:, None]) & feasible_B[:, None]
-    token_index_BT = torch.where(is_token_BT, states_BT // 2, -1)
-    starts_BT = is_token_BT.clone()
-    starts_BT[:, 1:] &= token_index_BT[:, 1:] != token_index_BT[:, :-1]
-    # Frames that start no token are written to a spare column in front.
-    spikes_BU = tokens_BU.new_full((len(tokens_BU), num_tokens + 1), -1)
-    spikes_BU.scatter_(1, torch.where(starts_BT, token_index_BT + 1, 0), frames_T.expand_as(token_index_BT))
-    return CtcAlignment(
-        labels_BT=labels_BL.gather(1, token_index_BT + 1),
-        token_index_BT=token_index_BT,
-        spikes_BU=spikes_BU[:, 1:],
-        scores_B=scores_B,
-        feasible_B=feasible_B,
+    _check(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank)
+    device = log_probs_BTV.device
+    chosen = _choose(backend, device, tokens_BU.shape[1])
+    lens_B, tokens_BU, token_lens_B = (x.to(device, torch.int64) for x in (lens_B, tokens_BU, token_lens_B))
+    labels_BT, index_BT, spikes_BU, scores_B = torch.ops.speechkit.ctc_align(
+        log_probs_BTV.detach(), lens_B, tokens_BU, token_lens_B, blank, chosen
     )
+    return CtcAlignment(labels_BT, index_BT, spikes_BU, scores_B, scores_B > -torch.inf)
+
+
+def _choose(backend: str, device: torch.device, num_tokens: int) -> str:
+    """The implementation; "cpu" leaves it open which of those for the CPU."""
+    chosen = dispatch.choose("ctc_align", backend, device, BACKENDS)
+    if chosen == "triton" and num_tokens > MAX_TRITON_TOKENS:
+        if backend == "triton":
+            raise ValueError(f"tokens has {num_tokens} columns; Triton takes up to {MAX_TRITON_TOKENS}; set backend to auto")
+        dispatch.warn_slow("ctc_align", f"transcripts of {num_tokens} tokens; the kernel takes {MAX_TRITON_TOKENS}")
+        return "cpu"
+    # Preferring either gives either only where nobody has asked for one of them.
+    other = dispatch.choose("ctc_align", backend, device, ("reference", "numba", "triton"))
+    return chosen if chosen == other else "cpu"
+
+
+# Declared by hand: `torch.library.custom_op` does the same, but its first call imports torch.compile, which takes seconds.
+torch.library.define(
+    "speechkit::ctc_align",
+    "(Tensor log_probs, Tensor lens, Tensor tokens, Tensor token_lens, int blank, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("speechkit::ctc_align", "CompositeExplicitAutograd")
+def _align(
+    log_probs_BTV: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, blank: int, backend: str
+) -> reference.Paths:
+    """`reference.align` by an implementation named."""
+    if backend == "triton":
+        from speechkit.kernels.ctc_align import triton_impl
+
+        return triton_impl.align(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank)
+    if backend == "cpu":
+        cells_of_a_frame = len(tokens_BU) * (2 * tokens_BU.shape[1] + 1)
+        seconds = log_probs_BTV.shape[1] * (SECONDS_OF_A_FRAME + cells_of_a_frame * SECONDS_OF_A_CELL)
+        backend = "numba" if dispatch.HAS_NUMBA and pays_to_start(seconds) else "reference"
+    if backend == "numba":
+        from speechkit.kernels.ctc_align import numba_impl
+
+        return numba_impl.align(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank)
+    return reference.align(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank)
+
+
+@torch.library.register_fake("speechkit::ctc_align")
+def _(
+    log_probs_BTV: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, blank: int, backend: str
+) -> reference.Paths:
+    labels_BT = log_probs_BTV.new_empty(log_probs_BTV.shape[:2], dtype=torch.int64)
+    scores_B = log_probs_BTV.new_empty(log_probs_BTV.shape[:1], dtype=torch.float32)
+    return reference.Paths(labels_BT, torch.empty_like(labels_BT), tokens_BU.new_empty(tokens_BU.shape), scores_B)
+
+
+def _check(log_probs_BTV: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, blank: int) -> None:
+    """Refuses what does not fit together."""
+    if log_probs_BTV.ndim != 3 or not log_probs_BTV.is_floating_point():
+        raise ValueError(
+            f"log_probs has shape {tuple(log_probs_BTV.shape)} and dtype {log_probs_BTV.dtype}; give floats, (B, T, V)"
+        )
+    batch, _, vocab = log_probs_BTV.shape
+    shapes = [tuple(x.shape) for x in (lens_B, tokens_BU, token_lens_B)]
+    if tokens_BU.ndim != 2 or shapes != [(batch,), (batch, tokens_BU.shape[1]), (batch,)]:
+        raise ValueError(
+            f"lens, tokens and token_lens have shapes {shapes}; give ({batch},), ({batch}, U) and ({batch},) for "
+            f"log_probs of shape {tuple(log_probs_BTV.shape)}"
+        )
+    if not 0 <= blank < vocab:
+        raise ValueError(f"blank={blank} is not in the vocabulary; give an id from 0 to {vocab - 1}")
 
 
 __all__ = ["CtcAlignment", "ctc_viterbi"]

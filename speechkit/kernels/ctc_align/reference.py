@@ -1,12 +1,14 @@
-"""Viterbi over transcripts widened by blanks, on the CPU: one pass over frames for the whole batch, and one back.
+"""Viterbi over transcripts widened by blanks, in numpy: one pass over frames for the whole batch, and one back.
 
 Small steps cost less in numpy than in torch, on the CPU and even more so on a GPU, which would be told every step
 separately: there the log-probabilities of a batch's own labels, U + 1 per frame, cross to the host.
 
-Shape legend: B batch, T frames, U tokens, L = U + 1 labels (blank, then tokens), S = 2U + 1 states.
+Shape legend: B batch, T frames, U tokens, L = U + 1 labels (blank, then tokens), S = 2U + 1 states, V vocab.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,22 +17,94 @@ from torch import Tensor
 NEVER = -np.inf
 
 
+class Paths(NamedTuple):
+    """What every implementation gives: labels and token of each frame, first frames, scores; see `CtcAlignment`."""
+
+    labels_BT: Tensor
+    token_index_BT: Tensor
+    spikes_BU: Tensor
+    scores_B: Tensor
+
+
+def align(
+    log_probs_BTV: Tensor,
+    lens_B: Tensor,
+    tokens_BU: Tensor,
+    token_lens_B: Tensor,
+    blank: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Paths:
+    """The best path of each row; waits for the device.
+
+    Args:
+        log_probs_BTV: frame log-probabilities, shape (B, T, V).
+        lens_B: valid frames of each row, int64, shape (B,).
+        tokens_BU: transcripts, int64, shape (B, U).
+        token_lens_B: valid tokens of each row, int64, shape (B,).
+        blank: id of the blank.
+        dtype: of the sums, fp32 or fp64.
+
+    Returns:
+        labels, tokens, first frames, scores.
+
+    Raises:
+        ValueError: a length or a token id is out of range.
+    """
+    check_values(log_probs_BTV, lens_B, tokens_BU, token_lens_B)
+    device, num_frames, num_tokens = log_probs_BTV.device, log_probs_BTV.shape[1], tokens_BU.shape[1]
+    frames_T, places_U = torch.arange(num_frames, device=device), torch.arange(num_tokens, device=device)
+    tokens_BU = tokens_BU.masked_fill(places_U >= token_lens_B[:, None], blank)
+    labels_BL = torch.cat((torch.full_like(lens_B[:, None], blank), tokens_BU), dim=1)  # blank, then the tokens
+    states_BT, scores_B = best_states(gather_labels(log_probs_BTV, labels_BL).to(dtype), lens_B, tokens_BU, token_lens_B)
+    feasible_B = scores_B > -torch.inf
+    is_token_BT = (states_BT % 2 == 1) & (frames_T < lens_B[:, None]) & feasible_B[:, None]
+    token_index_BT = torch.where(is_token_BT, states_BT // 2, -1)
+    starts_BT = is_token_BT.clone()
+    starts_BT[:, 1:] &= token_index_BT[:, 1:] != token_index_BT[:, :-1]
+    # Frames that start no token are written to a spare column in front.
+    spikes_BU = tokens_BU.new_full((len(tokens_BU), num_tokens + 1), -1)
+    spikes_BU.scatter_(1, torch.where(starts_BT, token_index_BT + 1, 0), frames_T.expand_as(token_index_BT))
+    return Paths(labels_BL.gather(1, token_index_BT + 1), token_index_BT, spikes_BU[:, 1:].contiguous(), scores_B)
+
+
+def gather_labels(log_probs_BTV: Tensor, labels_BL: Tensor) -> Tensor:
+    """Log-probabilities of given labels at every frame, in the dtype they come in, shape (B, T, L)."""
+    return log_probs_BTV.gather(2, labels_BL[:, None].expand(-1, log_probs_BTV.shape[1], -1))
+
+
+def check_values(log_probs_BTV: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor) -> None:
+    """Refuses lengths and token ids out of range; waits for the device.
+
+    Raises:
+        ValueError: one is.
+    """
+    lens, tokens, token_lens = (x.cpu().numpy() for x in (lens_B, tokens_BU, token_lens_B))
+    _, num_frames, vocab = log_probs_BTV.shape
+    for name, values, largest in (("lens", lens, num_frames), ("token_lens", token_lens, tokens.shape[1])):
+        if ((values < 0) | (values > largest)).any():
+            raise ValueError(f"{name} has values from {values.min()} to {values.max()}; give values from 0 to {largest}")
+    wrong = (np.arange(tokens.shape[1]) < token_lens[:, None]) & ((tokens < 0) | (tokens >= vocab))
+    if wrong.any():
+        raise ValueError(f"tokens holds id {tokens[wrong][0]}; give ids from 0 to {vocab - 1}")
+
+
 def best_states(emit_BTL: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor) -> tuple[Tensor, Tensor]:
     """The best path of each row.
 
     Args:
-        emit_BTL: log-probability of the blank and of each token at each frame, fp32, shape (B, T, U + 1).
+        emit_BTL: log-probability of the blank and of each token at each frame, fp32 or fp64, shape (B, T, U + 1).
         lens_B: valid frames of each row, shape (B,).
         tokens_BU: token ids, of which only equality of neighbours matters, shape (B, U).
         token_lens_B: valid tokens of each row, shape (B,).
 
     Returns:
-        the state at each frame, int64, shape (B, T), anything past a row's length; the path's log-probability, fp32, shape
-        (B,), -inf where there is no path.
+        the state at each frame, int64, shape (B, T), anything past a row's length; the path's log-probability, in the
+        dtype of `emit_BTL`, shape (B,), -inf where there is no path.
     """
     tokens, lens, token_lens = (x.cpu().numpy() for x in (tokens_BU, lens_B, token_lens_B))
     emit_TLB = emit_BTL.cpu().numpy().transpose(1, 2, 0)
-    emit_TSB = np.empty((len(emit_TLB), 2 * tokens.shape[1] + 1, len(tokens)), dtype=np.float32)
+    emit_TSB = np.empty((len(emit_TLB), 2 * tokens.shape[1] + 1, len(tokens)), dtype=emit_TLB.dtype)
     emit_TSB[:, 0::2], emit_TSB[:, 1::2] = emit_TLB[:, :1], emit_TLB[:, 1:]  # shifts by states are views of this layout
     states_TB, scores_B = _trace_back(*_advance(emit_TSB, tokens, lens), lens, token_lens)
     return torch.from_numpy(states_TB.T).to(emit_BTL.device), torch.from_numpy(scores_B).to(emit_BTL.device)
@@ -41,10 +115,10 @@ def _advance(emit_TSB: np.ndarray, tokens_BU: np.ndarray, lens_B: np.ndarray) ->
     states at each row's last frame, (S, B)."""
     num_states, batch = emit_TSB.shape[1:]
     # A path may leap from a token to the next over the blank between them unless they are equal.
-    penalty_SB = np.full((num_states, batch), NEVER, dtype=np.float32)
+    penalty_SB = np.full((num_states, batch), NEVER, dtype=emit_TSB.dtype)
     penalty_SB[3::2] = np.where(tokens_BU[:, 1:] != tokens_BU[:, :-1], 0.0, NEVER).T
     # Two spare states of -inf in front make the moves by 0, 1 and 2 states plain views.
-    row = np.full((num_states + 2, batch), NEVER, dtype=np.float32)
+    row = np.full((num_states + 2, batch), NEVER, dtype=emit_TSB.dtype)
     stay, step, leap = row[2:], row[1:-1], row[:-2]
     best, jump = np.empty_like(penalty_SB), np.empty_like(penalty_SB)
     stepped, leapt = np.zeros(emit_TSB.shape, dtype=bool), np.zeros(emit_TSB.shape, dtype=bool)
