@@ -8,7 +8,7 @@ what the machine needs.
 
     --wheels FOLDER   packages that are missing, as wheels: installed beside, not into, what is there
     --data DIR        a manifest (or its folder) whose audio the comparison of batches reads, in place of made-up speech
-    --budget SECONDS  for all steps together (default: 510)
+    --budget SECONDS  for all steps together (default: 490)
     --step NAME       only this step; repeat for several
     --cpu             the same in miniature without a GPU: shows that the steps run, measures nothing
 """
@@ -56,7 +56,7 @@ def script_step(script: str, step: str, *options: str) -> Callable[[Path, float,
     """A step of gpu_machine.py or gpu_training.py; `options` name arguments to pass on when they are given."""
 
     def command(out: Path, seconds: float, args: argparse.Namespace) -> list[str]:
-        parts = [sys.executable, str(HERE / script), step, "--out", str(out), "--seconds", f"{seconds:.0f}"]
+        parts = [sys.executable, str(HERE / script), step, "--out", str(out), "--until", f"{time.time() + seconds:.0f}"]
         for option in options:
             value = getattr(args, option)
             parts += [f"--{option}", str(value)] if value is not None else []
@@ -331,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     add("--wheels", type=Path, metavar="FOLDER", help="packages that are missing")
     add("--data", type=Path, metavar="DIR", help="manifest of real speech for the comparison of batches")
-    add("--budget", type=float, default=510.0, metavar="SECONDS", help="for all steps together (default: 510)")
+    add("--budget", type=float, default=490.0, metavar="SECONDS", help="for all steps together (default: 490)")
     add("--least", type=float, default=5.0, metavar="SECONDS", help="a step with less than this is skipped (default: 5)")
     add("--step", action="append", default=[], metavar="NAME", help="only this step; repeat for several")
     add("--lines", type=int, default=25, help="lines of each step's output to show (default: 25; log.txt has more)")

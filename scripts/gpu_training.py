@@ -1,4 +1,4 @@
-"""Steps of scripts/gpu_check.py that train: `python scripts/gpu_training.py STEP --out FILE.json [--cpu] [--seconds S]`.
+"""Steps of scripts/gpu_check.py that train: `python scripts/gpu_training.py STEP --out FILE.json [--cpu] [--until TIME]`.
 
 Every step prints what it finds as it goes and writes it as JSON. `--cpu` is the same in miniature, without a GPU.
 """
@@ -28,7 +28,6 @@ from speechkit.kernels import backend
 from speechkit.types import AsrBatch
 
 HERE = Path(__file__).resolve().parent
-WARM_UP_STEPS = 8
 SIDES = {"fused": "auto", "torch": "torch"}  # what is compared, and the backend that it stands for
 KINDS = {  # of GPU kernels, by their names; the first that fits counts
     "ctc": r"ctc|alpha_beta|lse_gather|posterior|gradient_kernel|log_softmax",
@@ -58,11 +57,12 @@ class Sizes:
     max_batch_seconds: float = 640.0
     buckets: tuple[float, ...] = (20.0, 8.0)
     max_batch_size: int = 4096
+    warm_up: int = 8
 
 
 SMALL = Sizes(
     layers=2, dim=32, heads=2, ff_dim=64, kernel=5, vocab=40, batch=2, seconds=2.0, rounds=2, utterances=60,
-    max_batch_seconds=60.0, buckets=(2.0,), max_batch_size=4,
+    max_batch_seconds=40.0, buckets=(1.0,), max_batch_size=2, warm_up=1,
 )  # fmt: skip
 
 
@@ -308,7 +308,7 @@ def compare_batches(corpus: Corpus, sizes: Sizes, device: torch.device, *, secon
     trainers = {side: Trainer(sizes, position="relative", device=device, vocab_size=vocab_size) for side in plans}
     rng = np.random.default_rng(1)
     spent, heard, peaks = (dict.fromkeys(plans, 0.0) for _ in range(3))
-    steps, waiting = dict.fromkeys(plans, -WARM_UP_STEPS), {side: list[int]() for side in plans}
+    steps, waiting = dict.fromkeys(plans, -sizes.warm_up), {side: list[int]() for side in plans}
     end = time.monotonic() + seconds
     while min(steps.values()) < 1 or time.monotonic() < end:
         side = min(plans, key=lambda each: (steps[each] > 0, spent[each], steps[each]))
@@ -426,9 +426,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--cpu", action="store_true", help="in miniature, on the CPU")
-    parser.add_argument("--seconds", type=float, default=120.0, help="time that the step should keep to")
+    parser.add_argument("--until", type=float, default=time.time() + 120, help="when the step should end, in seconds since 1970")
     parser.add_argument("--data", type=Path, help="manifest, or its folder: its audio for `padding`, in place of made-up speech")
     args = parser.parse_args(argv)
+    args.seconds = max(0.0, args.until - time.time())
     args.device, args.sizes = torch.device("cpu" if args.cpu else "cuda"), SMALL if args.cpu else Sizes()
     args.out.write_text(json.dumps(STEPS[args.step](args), indent=1) + "\n", encoding="utf-8")
     return 0
