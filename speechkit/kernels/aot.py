@@ -30,7 +30,8 @@ class Variant:
     Attributes:
         name: kernel and what is special, as "alpha_beta U=64".
         kernel: the `triton.jit` function.
-        signature: type of each argument that is no constant: "*fp32", "*bf16", "*i64", "i32", "fp32", ...
+        signature: type of each argument that is no constant: "*fp32", "*bf16", "*i64", "i32", "fp32", ..., "i32:16" for numbers
+            that are multiples of 16, as strides are; a (named) tuple of them for a tuple.
         constants: `tl.constexpr` arguments.
         num_warps: warps of a block.
         num_stages: depth of software pipelines.
@@ -38,7 +39,7 @@ class Variant:
 
     name: str
     kernel: Any
-    signature: Mapping[str, str]
+    signature: Mapping[str, Any]
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 3
@@ -81,13 +82,24 @@ def compile_variant(op: str, variant: Variant, capability: int) -> Usage:
 
     signature = dict(variant.signature) | dict.fromkeys(variant.constants, "constexpr")
     ordered = {name: signature[name] for name in variant.kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(ordered.values()) if kind.startswith("*")}
-    source = ASTSource(variant.kernel, ordered, dict(variant.constants), aligned)
+    aligned: dict[tuple[int, ...], Any] = {}
+    types = {name: _type(kind, (i,), aligned) for i, (name, kind) in enumerate(ordered.items())}
+    source = ASTSource(variant.kernel, types, dict(variant.constants), aligned)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _resources(compiled.asm["cubin"])
     name, shared = variant.kernel.__name__, int(compiled.metadata.shared)
     return Usage(op, name, variant.name, capability, registers, spilled, shared, variant.num_warps)
+
+
+def _type(kind: Any, place: tuple[int, ...], aligned: dict[tuple[int, ...], Any]) -> Any:
+    """What Triton calls the type of an argument; notes in `aligned` what is a multiple of 16, by place."""
+    if isinstance(kind, tuple):
+        parts = [_type(part, (*place, i), aligned) for i, part in enumerate(kind)]
+        return type(kind)(*parts) if hasattr(kind, "_fields") else tuple(parts)
+    if kind.startswith("*") or kind.endswith(":16"):
+        aligned[place] = [["tt.divisibility", 16]]
+    return kind.removesuffix(":16")
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -24,9 +24,11 @@ from speechkit.kernels.attention.triton_tiles import (
     LOG2_E,
     UNLIMITED,
     distances,
+    dot,
     keys_of,
     lengths,
     load_rows,
+    narrow,
     queries_of,
     sees,
     skew_transposed,
@@ -86,7 +88,7 @@ def queries_kernel(
         if n0 >= free:
             p_MN = tl.where(sees(seen, b, rows[:, None], columns[None, :], T, S, num_keys, num_queries, KIND), p_MN, 0.0)
         v_NP = load_rows(v, b, h, columns, readable, K, P)
-        ds_MN = p_MN * (tl.dot(grad_MP, tl.trans(v_NP), input_precision="ieee") - delta_M[:, None])
+        ds_MN = p_MN * (dot(grad_MP, tl.trans(v_NP)) - delta_M[:, None])
         sums = add_queries(sums, ds_MN, k_NP, near_NP, far_NP, RELATIVE, M, N)
     store_rows(dq, (sums[0] + sums[1]) * scale, b, h, rows, T, H, K, P)
     if RELATIVE:
@@ -99,11 +101,11 @@ def queries_kernel(
 def add_queries(sums, ds_MN, k_NP, near_NP, far_NP, RELATIVE: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """Gradients of the queries, by keys and by distances, with one more block of keys."""
     by_key_MP, by_distance_MP = sums
-    by_key_MP = tl.dot(ds_MN.to(k_NP.dtype), k_NP, by_key_MP, input_precision="ieee")
+    by_key_MP = dot(narrow(ds_MN, k_NP.dtype), k_NP, by_key_MP)
     if RELATIVE:
         dnear_MN, dfar_MN = unskew(ds_MN, M, N)
-        by_distance_MP = tl.dot(dnear_MN.to(near_NP.dtype), near_NP, by_distance_MP, input_precision="ieee")
-        by_distance_MP = tl.dot(dfar_MN.to(far_NP.dtype), far_NP, by_distance_MP, input_precision="ieee")
+        by_distance_MP = dot(narrow(dnear_MN, near_NP.dtype), near_NP, by_distance_MP)
+        by_distance_MP = dot(narrow(dfar_MN, far_NP.dtype), far_NP, by_distance_MP)
     return by_key_MP, by_distance_MP
 
 
@@ -148,8 +150,8 @@ def keys_kernel(
             rows = m0 + tl.arange(0, M)
             shown = sees(seen, b, rows[None, :], columns[:, None], T, S, num_keys, num_queries, KIND)
             p_NM, ds_NM = tl.where(shown, p_NM, 0.0), tl.where(shown, ds_NM, 0.0)
-        dv_NP = tl.dot(p_NM.to(grad_MP.dtype), grad_MP, dv_NP, input_precision="ieee")
-        dk_NP = tl.dot(ds_NM.to(q_MP.dtype), q_MP, dk_NP, input_precision="ieee")
+        dv_NP = dot(narrow(p_NM, grad_MP.dtype), grad_MP, dv_NP)
+        dk_NP = dot(narrow(ds_NM, q_MP.dtype), q_MP, dk_NP)
     is_read_N1 = (columns < readable)[:, None]
     store_rows(dk, tl.where(is_read_N1, dk_NP * scale, 0.0), b, h, columns, S, H, K, P)
     store_rows(dv, tl.where(is_read_N1, dv_NP, 0.0), b, h, columns, S, H, K, P)
@@ -187,14 +189,14 @@ def tile(
     w_MP = q_MP
     if RELATIVE:
         q_MP, w_MP = biased(q_MP, relative, h, K, P)
-    s_NM = tl.dot(k_NP, tl.trans(q_MP), input_precision="ieee")
+    s_NM = dot(k_NP, tl.trans(q_MP))
     if RELATIVE:
         near_NP = distances(relative.r, h, T - M - m0 + n0, T, H, N, K, P)
         far_NP = distances(relative.r, h, T - m0 + n0, T, H, N, K, P)
-        near_NM = tl.dot(near_NP, tl.trans(w_MP), input_precision="ieee")
-        s_NM += skew_transposed(near_NM, tl.dot(far_NP, tl.trans(w_MP), input_precision="ieee"), M, N)
+        near_NM = dot(near_NP, tl.trans(w_MP))
+        s_NM += skew_transposed(near_NM, dot(far_NP, tl.trans(w_MP)), M, N)
     p_NM = tl.exp2(s_NM * (scale * LOG2_E) - lse_M[None, :])
-    ds_NM = p_NM * (tl.dot(v_NP, tl.trans(grad_MP), input_precision="ieee") - delta_M[None, :])
+    ds_NM = p_NM * (dot(v_NP, tl.trans(grad_MP)) - delta_M[None, :])
     return q_MP, grad_MP, p_NM, ds_NM
 
 
@@ -241,8 +243,8 @@ def distances_kernel(
             ds_NM = tl.where(shown & (columns >= 0)[:, None], ds_NM, 0.0)
             _, w_MP = biased(load_rows(q, b, h, rows, num_queries, K, P), relative, h, K, P)
             dnear_NM, dfar_NM = unskew_transposed(ds_NM, M, N)
-            near_NP = tl.dot(dnear_NM.to(w_MP.dtype), w_MP, near_NP, input_precision="ieee")
-            far_NP = tl.dot(dfar_NM.to(w_MP.dtype), w_MP, far_NP, input_precision="ieee")
+            near_NP = dot(narrow(dnear_NM, w_MP.dtype), w_MP, near_NP)
+            far_NP = dot(narrow(dfar_NM, w_MP.dtype), w_MP, far_NP)
     columns, num_places = strip * N + tl.arange(0, N), tl.num_programs(0) * N
     store_rows(dnear, near_NP * scale, group, h, columns, num_places, H, K, P)
     store_rows(dfar, far_NP * scale, group, h, columns, num_places, H, K, P)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from speechkit.kernels.attention.triton_forward import accumulate
-from speechkit.kernels.attention.triton_tiles import FULL, LOG2_E, MASK, Heads, Seen, lengths, load_rows, sees, store_rows
+from speechkit.kernels.attention.triton_tiles import FULL, LOG2_E, MASK, Heads, Seen, dot, lengths, load_rows, sees, store_rows
 from speechkit.kernels.attention.visibility import Visibility
 
 QUERIES = 16  # of one program: the fewest rows that tensor cores take
@@ -54,7 +54,7 @@ def split_kernel(
     for n0 in tl.range(split * SPLIT, tl.minimum(split * SPLIT + SPLIT, readable), N):
         columns = n0 + tl.arange(0, N)
         k_NP = load_rows(k, b, h, columns, readable, K, P)
-        s_MN = tl.dot(q_MP, tl.trans(k_NP), input_precision="ieee") * (scale * LOG2_E)
+        s_MN = dot(q_MP, tl.trans(k_NP)) * (scale * LOG2_E)
         shown = sees(seen, b, rows[:, None], columns[None, :], J, S, num_keys, num_queries, KIND)
         state = accumulate(state, tl.where(shown, s_MN, -float("inf")), v, b, h, n0, readable, K, P, N)
     largest_M, sum_M, out_MP = state

@@ -10,7 +10,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from speechkit.kernels.attention.triton_tiles import LOG2_E, distances, keys_of, lengths, load_rows, sees, skew, store_rows
+from speechkit.kernels.attention.triton_tiles import (
+    LOG2_E,
+    distances,
+    dot,
+    keys_of,
+    lengths,
+    load_rows,
+    narrow,
+    sees,
+    skew,
+    store_rows,
+)
 
 
 @triton.jit
@@ -68,7 +79,8 @@ def biased(q_MP, relative, h, K: tl.constexpr, P: tl.constexpr):
     channels = tl.arange(0, P)
     u_P = tl.load(relative.u + h * K + channels, mask=channels < K, other=0.0).to(tl.float32)
     w_P = tl.load(relative.w + h * K + channels, mask=channels < K, other=0.0).to(tl.float32)
-    return (q_MP.to(tl.float32) + u_P[None, :]).to(q_MP.dtype), (q_MP.to(tl.float32) + w_P[None, :]).to(q_MP.dtype)
+    wide_MP = q_MP.to(tl.float32)
+    return narrow(wide_MP + u_P[None, :], q_MP.dtype), narrow(wide_MP + w_P[None, :], q_MP.dtype)
 
 
 @triton.jit
@@ -93,13 +105,13 @@ def scores(
 ):
     """Scaled scores of M queries against keys n0 to n0 + N - 1, in units of log 2; the keys and the two strips of distances."""
     k_NP = load_rows(k, b, h, n0 + tl.arange(0, N), readable, K, P)
-    s_MN = tl.dot(q_MP, tl.trans(k_NP), input_precision="ieee")
+    s_MN = dot(q_MP, tl.trans(k_NP))
     near_NP, far_NP = k_NP, k_NP
     if RELATIVE:
         near_NP = distances(relative.r, h, strip + n0, T, H, N, K, P)
         far_NP = distances(relative.r, h, strip + n0 + M, T, H, N, K, P)
-        near_MN = tl.dot(w_MP, tl.trans(near_NP), input_precision="ieee")
-        s_MN += skew(near_MN, tl.dot(w_MP, tl.trans(far_NP), input_precision="ieee"), M, N)
+        near_MN = dot(w_MP, tl.trans(near_NP))
+        s_MN += skew(near_MN, dot(w_MP, tl.trans(far_NP)), M, N)
     return s_MN * (scale * LOG2_E), k_NP, near_NP, far_NP
 
 
@@ -111,5 +123,5 @@ def accumulate(state, s_MN, v, b, h, n0, readable, K: tl.constexpr, P: tl.conste
     finite_M = tl.where(new_M == -float("inf"), 0.0, new_M)
     p_MN, shrink_M = tl.exp2(s_MN - finite_M[:, None]), tl.exp2(largest_M - finite_M)
     v_NP = load_rows(v, b, h, n0 + tl.arange(0, N), readable, K, P)
-    out_MP = tl.dot(p_MN.to(v_NP.dtype), v_NP, out_MP * shrink_M[:, None], input_precision="ieee")
+    out_MP = dot(narrow(p_MN, v_NP.dtype), v_NP, out_MP * shrink_M[:, None])
     return new_M, sum_M * shrink_M + tl.sum(p_MN, 1), out_MP

@@ -45,8 +45,8 @@ def blocks(kernel: str, dtype: torch.dtype, head_dim: int, relative: bool) -> Bl
     if relative and wide:
         return Blocks(32, 32, 8, 1)
     if relative:
-        narrow = {"forward": Blocks(64, 64, 4, 2), "queries": Blocks(64, 64, 8, 2)}
-        return narrow.get(kernel, Blocks(32, 64, 8, 2))
+        narrow = {"forward": Blocks(64, 64, 4, 2), "queries": Blocks(32, 64, 8, 2), "keys": Blocks(32, 32, 4, 2)}
+        return narrow.get(kernel, Blocks(32, 32, 4, 1))
     if kernel == "forward":
         return Blocks(128, 64, 8, 2 if wide else 3)
     return Blocks(64, 64, 8 if wide else 4, 2)
@@ -306,4 +306,6 @@ def _constants(
 
 def compile_variants() -> list[Variant]:
     """What ahead-of-time compilation covers."""
-    return []
+    from speechkit.kernels.attention.triton_variants import list_variants
+
+    return list_variants()

@@ -27,11 +27,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from speechkit.kernels.dispatch import interpreting
+
 FULL = tl.constexpr(0)
 CHUNK = tl.constexpr(1)
 BAND = tl.constexpr(2)
 MASK = tl.constexpr(3)
 UNLIMITED = tl.constexpr(1 << 30)
+INTERPRETING = tl.constexpr(interpreting())
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -66,10 +69,27 @@ class Relative(NamedTuple):
 
 
 @triton.jit
+def dot(first, second, added=None):
+    """Matrix product in fp32, of fp32 in full precision."""
+    if INTERPRETING:  # the interpreter takes bf16 for integers
+        first, second = first.to(tl.float32), second.to(tl.float32)
+    return tl.dot(first, second, added, input_precision="ieee")
+
+
+@triton.jit
+def narrow(x, kind: tl.constexpr):
+    """The nearest values of a type to those in fp32."""
+    if INTERPRETING and kind == tl.bfloat16:  # which the interpreter cuts off
+        bits = x.to(tl.uint32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return x.to(kind)
+
+
+@triton.jit
 def load_rows(x, b, h, rows, limit, K: tl.constexpr, P: tl.constexpr):
     """Rows of one head, zero outside 0 to `limit` - 1 and in channels past K; shape (len(rows), P)."""
     channels = tl.arange(0, P)
-    places = x.pointer + b.to(tl.int64) * x.batch + h * x.head + rows[:, None].to(tl.int64) * x.time + channels[None, :]
+    places = x.pointer + (b.to(tl.int64) * x.batch + h * x.head) + (rows[:, None] * x.time + channels[None, :])
     inside = (rows >= 0) & (rows < limit)
     if P == K:
         return tl.load(places, mask=inside[:, None], other=0.0)
@@ -80,8 +100,8 @@ def load_rows(x, b, h, rows, limit, K: tl.constexpr, P: tl.constexpr):
 def store_rows(pointer, values, b, h, rows, num_rows, H, K: tl.constexpr, P: tl.constexpr):
     """Writes rows of one head of a contiguous tensor (B, num_rows, H, K)."""
     channels = tl.arange(0, P)
-    places = pointer + ((b.to(tl.int64) * num_rows + rows[:, None]) * H + h) * K + channels[None, :]
-    tl.store(places, values.to(pointer.dtype.element_ty), mask=(rows < num_rows)[:, None] & (channels < K)[None, :])
+    places = pointer + (b.to(tl.int64) * num_rows * H + h) * K + (rows[:, None] * (H * K) + channels[None, :])
+    tl.store(places, narrow(values, pointer.dtype.element_ty), mask=(rows < num_rows)[:, None] & (channels < K)[None, :])
 
 
 @triton.jit
@@ -176,7 +196,7 @@ def distances(r, h, start, T, H, N: tl.constexpr, K: tl.constexpr, P: tl.constex
     """Distances start to start + N - 1 of one head, zero where there are none; shape (N, P)."""
     rows, channels = start + tl.arange(0, N), tl.arange(0, P)
     inside = ((rows >= 0) & (rows < 2 * T - 1))[:, None] & (channels < K)[None, :]
-    return tl.load(r + (rows[:, None] * H + h) * K + channels[None, :], mask=inside, other=0.0)
+    return tl.load(r + h * K + (rows[:, None] * (H * K) + channels[None, :]), mask=inside, other=0.0)
 
 
 @triton.jit
