@@ -1,6 +1,6 @@
 """Loops compiled by numba: kept between runs, spread over threads by rows, and started only when that pays.
 
-Importing numba takes about a second, so short jobs are done without it until they have cost as much together.
+Starting numba takes some seconds, so short jobs are done without it until they have cost as much together.
 
 numba's own threads are not used: with OpenMP they end a process that forks afterwards, as data loaders do, and its plain
 ones end it when two threads call at once. Compiled loops let go of the interpreter's lock instead, and each of a few Python
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-START_SECONDS = 1.5  # importing numba, and reading kernels compiled before
+START_SECONDS = 3.0  # importing numba with what it imports in turn, and reading loops compiled before
 CELLS_OF_A_THREAD = 200_000  # cells of a table below which waking another thread costs more than it saves, about 0.1 ms
 
 _started = False

@@ -33,7 +33,7 @@ class CtcAlignment(NamedTuple):
         token_index_BT: which token of the transcript a frame belongs to, int64; -1 on blanks, past a row's length and in
             infeasible rows, shape (B, T).
         spikes_BU: first frame of each token, int64; -1 past a row's tokens and in infeasible rows, shape (B, U).
-        scores_B: log-probability of the path, blanks included, fp32; -inf in infeasible rows, shape (B,).
+        scores_B: log-probability of the path, blanks included, fp32; -inf in infeasible rows (nan where nan was met), shape (B,).
         feasible_B: whether any path of non-zero probability spells the transcript, bool, shape (B,).
     """
 

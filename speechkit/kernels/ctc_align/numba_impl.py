@@ -80,7 +80,7 @@ def _align_rows(
                 emit[i] = frame[columns[i + 1]]
             silence = frame[columns[0]]
             codes = moves[t]
-            for i in range(width):
+            for i in range(width if t else 1):  # none but the first pair can begin
                 before, rest, own = tokens[i], blanks[i], tokens[i + 1]
                 jump = before + penalty[i]
                 best = own if own >= rest or own != own else rest  # nan wins, as in numpy.maximum

@@ -136,7 +136,8 @@ def _advance(
     rest_3, emit_3 = _emissions(frame, t + 3, length, stride_t, stride_v, ids, silence, present)
     words = moves_BWU + row * ((num_frames + 3) // 4) * (num_tokens + 1) + places
     for _ in range((length + 3) // 4):
-        blanks, tokens, word = _step(blanks, tokens, before_place, may_leap, places, rest_0, emit_0, t < length)
+        inside = (t < length) & ((t > 0) | (places == 0))  # none but the first pair can begin
+        blanks, tokens, word = _step(blanks, tokens, before_place, may_leap, places, rest_0, emit_0, inside)
         rest_0, emit_0 = _emissions(frame, t + 4, length, stride_t, stride_v, ids, silence, present)
         blanks, tokens, code = _step(blanks, tokens, before_place, may_leap, places, rest_1, emit_1, t + 1 < length)
         rest_1, emit_1 = _emissions(frame, t + 5, length, stride_t, stride_v, ids, silence, present)
