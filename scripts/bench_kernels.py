@@ -1,7 +1,7 @@
 """Kernels side by side with what else does the same: time of forward and backward, peak memory.
 
-    python scripts/bench_kernels.py [--op NAME] [--backend NAME] [--shape NAME] [--dtype fp32,bf16] [--rounds N]
-                                    [--out FILE.csv] [--table] [--against NAME] [--plot FILE.png]
+    python scripts/bench_kernels.py [--op NAME] [--backend NAME] [--without NAME] [--shape NAME] [--dtype fp32,bf16]
+                                    [--rounds N] [--out FILE.csv] [--table] [--against NAME] [--plot FILE.png]
 
 Operations, sizes and baselines are those of `speechkit/kernels/<op>/cases.py`. All contestants of a case (operation, shape,
 dtype) take turns in every round, in an order that rotates. `forward` runs as in training, with what backward needs kept;
@@ -122,10 +122,11 @@ def find_ops(cases: Path | None, names: Sequence[str]) -> list[Op]:
     known = {name for folder, op in found for name in (folder, op.name)}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"--op {unknown[0]} is unknown; choose among {', '.join(sorted(known))}")
-    return [op for folder, op in found if not names or folder in names or op.name in names]
+    own = {op.name for _, op in found}  # an operation stands before a folder of the same name
+    return [op for folder, op in found if not names or op.name in names or (folder in names and folder not in own)]
 
 
-def contestants(op: Op, backends: Sequence[str], device: torch.device) -> Iterator[Contestant]:
+def contestants(op: Op, backends: Sequence[str], without: Sequence[str], device: torch.device) -> Iterator[Contestant]:
     """Backends that run here, then baselines; says what is left out. The reference takes part only when asked for."""
     for name in op.backends:
         if name not in backends if backends else name == "reference":
@@ -137,7 +138,8 @@ def contestants(op: Op, backends: Sequence[str], device: torch.device) -> Iterat
         else:
             yield Contestant("backend", name, lambda arguments, name=name: op.run(arguments, name))  # type: ignore[misc]
     for name, run in op.baselines.items():
-        yield Contestant("baseline", name, run)
+        if name not in without:
+            yield Contestant("baseline", name, run)
 
 
 def shapes(op: Op, names: Sequence[str], *, small: bool) -> dict[str, case.Shape]:
@@ -249,7 +251,9 @@ def memory_child(args: argparse.Namespace) -> dict[str, int]:
     [op] = [op for op in find_ops(args.cases, [wanted["op"]]) if op.name == wanted["op"]]
     backends = [wanted["name"]] if wanted["kind"] == "backend" else []
     device = torch.device("cpu")
-    [rival] = [each for each in contestants(op, backends, device) if (each.kind, each.name) == (wanted["kind"], wanted["name"])]
+    [rival] = [
+        each for each in contestants(op, backends, [], device) if (each.kind, each.name) == (wanted["kind"], wanted["name"])
+    ]
     draw = {"dtype": DTYPES[wanted["dtype"]], "device": device, "seed": 0}
     for shape in list(op.test_shapes.values())[:WARM_UP_SHAPES]:
         with suppress(NotImplementedError, RuntimeError, ValueError):
@@ -262,8 +266,10 @@ def memory_child(args: argparse.Namespace) -> dict[str, int]:
 
 
 def describe(shape: case.Shape) -> str:
-    """A shape in one line: its plain values."""
-    return " ".join(f"{name}={value}" for name, value in shape.items() if isinstance(value, bool | int | float | str))
+    """A shape in one line: its plain values, and of lists how many there are and the largest."""
+    values = {name: value for name, value in shape.items() if isinstance(value, bool | int | float | str)}
+    values |= {name: f"{len(value)}x{max(value)}" for name, value in shape.items() if isinstance(value, list | tuple) and value}
+    return " ".join(f"{name}={value}" for name, value in values.items())
 
 
 def environment(device: torch.device, commit: str | None) -> Row:
@@ -404,7 +410,7 @@ def measure_all(args: argparse.Namespace) -> Iterator[Row]:
     base = environment(device, args.commit)
     dtypes = args.dtype.split(",") if args.dtype else ["fp32", "bf16"] if device.type == "cuda" else ["fp32"]
     for op in find_ops(args.cases, args.op):
-        rivals = list(contestants(op, args.backend, device))
+        rivals = list(contestants(op, args.backend, args.without, device))
         for shape_name in shapes(op, args.shape, small=args.small):
             for dtype_name in dtypes:
                 rows = measure_case(op, shape_name, dtype_name, rivals, base, args)
@@ -428,6 +434,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--op", action="append", default=[], help="operation, or folder of operations; repeat for several (default: all)")
     add("--backend", action="append", default=[], help="implementation; repeat for several (default: all but reference)")
+    add("--without", action="append", default=[], help="baseline to leave out; repeat for several")
     add("--shape", action="append", default=[], help="name of a shape; repeat for several (default: all of real use)")
     add("--small", action="store_true", help="the first of the test shapes instead: only shows that everything runs")
     add("--dtype", help="fp32, bf16, fp16, or several with commas (default: fp32, and bf16 on a GPU)")

@@ -25,7 +25,18 @@ PACKAGES = (
     "torch", "triton", "numpy", "pytest", "hypothesis", "numba", "torchaudio", "pyyaml", "lightning", "hydra-core", "omegaconf",
     "soundfile", "soxr", "sentencepiece", "matplotlib",
 )  # fmt: skip
-BENCHMARKED_FIRST = ("ctc_loss", "attention", "linear_ctc_loss")
+# Operations and options of scripts/bench_kernels.py, in the order of their worth; FlexAttention takes long to compile.
+RELATIVE = ("--shape", "relative T=250", "--shape", "relative T=750", "--shape", "relative T=1500")
+OTHERS = ("--shape", "rope T=750", "--shape", "rope T=1500", "--shape", "relative chunks T=1500", "--shape", "causal T=64")
+PLAN = (
+    ("ctc_loss", "--dtype", "bf16,fp32"),
+    ("attention", "--dtype", "bf16", "--without", "flex", *RELATIVE),
+    ("linear_ctc_loss", "--dtype", "bf16"),
+    ("attention", "--dtype", "bf16", "--without", "flex", *OTHERS),
+    ("decode_attention", "--dtype", "bf16"),
+    ("attention", "--dtype", "fp32", "--without", "flex", *RELATIVE),
+    ("attention", "--dtype", "bf16", "--without", "eager", "--without", "sdpa", "--shape", "relative T=750"),
+)
 
 
 def environment(args: argparse.Namespace) -> dict[str, Any]:
@@ -70,27 +81,27 @@ def _median_seconds(run: Callable[[], Any]) -> float:
 def benchmarks(args: argparse.Namespace) -> dict[str, Any]:
     """scripts/bench_kernels.py, one operation after the other in processes of their own, until the time is up."""
     end = time.monotonic() + args.seconds
-    script, rows = HERE / "bench_kernels.py", args.out.with_name("kernels.csv")
-    folders = [path.parent.name for path in (HERE.parent / "speechkit" / "kernels").glob("*/cases.py")]
-    folders.sort(key=lambda name: (name not in BENCHMARKED_FIRST, name))
-    settings = ["--device", args.device.type, "--seconds", "0.1" if args.cpu else "1.5", "--out", rows]
-    settings += ["--small", "--no-memory"] if args.cpu else []
+    folders = sorted(path.parent.name for path in (HERE.parent / "speechkit" / "kernels").glob("*/cases.py"))
+    planned = {name for name, *_ in PLAN}
+    rest = [(name, "--dtype", "fp32") for name in folders if name not in planned]
+    plan = [(name, "--dtype", "fp32") for name in folders] if args.cpu else [*PLAN[:5], *rest, *PLAN[5:]]
+    settings = ["--device", args.device.type, "--seconds", "0.1" if args.cpu else "1.5"]
+    settings += ["--out", str(args.out.with_name("kernels.csv")), *(["--small", "--no-memory"] if args.cpu else [])]
     settings += ["--commit", args.commit] if args.commit else []
-    passes = [("fp32",)] if args.cpu else [("bf16",), ("fp32",)]
     status: dict[str, str] = {}
-    for name, dtype in [(folder, dtype) for (dtype,) in passes for folder in folders]:
-        left = end - time.monotonic()
+    for name, *options in plan:
+        case, left = " ".join([name, *options]), end - time.monotonic()
         if left < 5:
-            status[f"{name} {dtype}"] = "no time left"
+            status[case] = "no time left"
             continue
-        command = [sys.executable, script, "--op", name, "--dtype", dtype, *settings]
+        command = [sys.executable, str(HERE / "bench_kernels.py"), "--op", name, *options, *settings]
         try:
             code = subprocess.run(command, timeout=left, check=False).returncode
-            status[f"{name} {dtype}"] = "done" if code == 0 else f"exit code {code}"
+            status[case] = "done" if code == 0 else f"exit code {code}"
         except subprocess.TimeoutExpired:
-            status[f"{name} {dtype}"] = "stopped: no time left"
+            status[case] = "stopped: no time left"
     for case, outcome in status.items():
-        print(f"{case}: {outcome}")
+        print(f"{outcome}: {case}")
     return {"status": status, "failed": any(outcome.startswith("exit code") for outcome in status.values())}
 
 

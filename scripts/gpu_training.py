@@ -284,7 +284,7 @@ def letter_sounds(rng: np.random.Generator) -> np.ndarray:
 def padding(args: argparse.Namespace) -> dict[str, Any]:
     """Training on random batches of a fixed size and on ours, at equal padded seconds of the largest batch: audio per second."""
     results: dict[str, Any] = {}
-    num, seconds = args.sizes.utterances, 0.35 * args.seconds
+    num, seconds = args.sizes.utterances, 1.0 if args.cpu else 0.35 * args.seconds
     for lengths in ("mixed", "read"):
         corpus = speech_like(lengths, num) if args.data is None else real_speech(args.data, num)
         results[lengths if args.data is None else "data"] = compare_batches(corpus, args.sizes, args.device, seconds=seconds)

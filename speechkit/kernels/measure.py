@@ -54,7 +54,7 @@ class Runner:
 
     def __init__(self, op: Op, contestant: Contestant, arguments: Arguments, device: torch.device) -> None:
         self.contestant, self.arguments, self.device = contestant, arguments, device
-        self.names = [name for name in op.differentiable if name in arguments]
+        self.names = [name for name in op.differentiable if isinstance(arguments.get(name), Tensor)]
         self._upstream: list[Tensor] = []
         self._flushed = torch.empty(_FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.int8, device=device)
 

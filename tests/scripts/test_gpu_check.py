@@ -135,12 +135,13 @@ def test_goals_are_judged_by_the_rows(check: ModuleType, bench: ModuleType, tmp_
         ("ctc_loss", "V=5k", large, "torch.ctc_loss", 2.5, 100.0),
     ]
     attention = [
-        ("attention", f"T={frames}", f"B=16 H=8 T={frames} D=64", "triton", 1.0, 4.0 * frames)
-        for frames in (750, 1500)
-    ]  # fmt: skip
+        ("attention", f"relative T={frames}", f"frames={frames} heads=8 position=relative lens=32x{frames}", name, time, size)
+        for frames in (250, 750)
+        for name, time, size in (("triton", 1.0, 0.02 * frames), ("eager", 4.0, 1e-4 * frames**2), ("sdpa", 1.5, 9.0))
+    ]
     write_rows(bench, path, [*ctc, *attention])
     found = {text.split(":")[0] + text.split(":")[1][:4]: reached for reached, text in check.kernel_goals(path)}
-    assert list(found.values()) == [True, False, False, None, None, True]
+    assert list(found.values()) == [True, False, False, True, False, True]
     assert check.kernel_goals(path)[0][1] == "CTC, V=1k: 2 times as fast as torch: V=1k fp32 2.50"
     assert [reached for reached, _ in check.kernel_goals(tmp_path / "absent.csv")] == [None] * 6
 
