@@ -171,13 +171,14 @@ class Step:
         layer, places = self.layers[number], self.places
         bias_O, weight_IO = layer.query_key_value
         qkv_RO = torch.addmm(bias_O, torch.layer_norm(x_RD, *layer.self_norm), weight_IO)
-        heads = qkv_RO.view(self._split).permute(self._perm)  # query, key, value; B, H, J, K
+        parts = qkv_RO.view(self._split)  # B, J; query, key, value; H, K
+        new = parts.permute(self._perm)[1:]  # key, value; B, H, J, K
         if places.index_BJ is None:
-            self._new[number].copy_(heads[1:])
+            self._new[number].copy_(new)
         else:
-            self.memory[number].scatter_(3, places.index_BJ[:, None, :, None].expand_as(heads[1:]), heads[1:])
+            self.memory[number].scatter_(3, places.index_BJ[:, None, :, None].expand_as(new), new)
         key_BHMK, value_BHMK = self._seen[2 * number], self._seen[2 * number + 1]
-        out_BJHK = decode_attention(heads[0].transpose(1, 2), key_BHMK, value_BHMK, visible=self._visible)
+        out_BJHK = decode_attention(parts.select(2, 0), key_BHMK, value_BHMK, visible=self._visible)
         return torch.addmm(layer.self_out.bias_O, out_BJHK.reshape(len(x_RD), -1), layer.self_out.weight_IO)
 
     def see_source(self, number: int, x_RD: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Visibility | None) -> Tensor:
