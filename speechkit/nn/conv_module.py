@@ -2,7 +2,7 @@
 
 Source: Gulati et al. 2020, Conformer, section 2.2; layer norm may stand for batch norm.
 
-Shape legend: B batch, T frames, D model.
+Shape legend: B batch, T frames, C = 2 D projected, D model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from speechkit.kernels.glu_conv import Norm, glu_conv
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.norm import MaskedBatchNorm
 
@@ -48,26 +49,12 @@ class ConvModule(nn.Module):
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """Maps (B, T, D) to (B, T, D); frames outside `valid_BT` read as zeros under the convolution."""
-        x_BTD = F.glu(self.gate(self.norm(x_BTD)), dim=-1)
-        if valid_BT is not None:
-            x_BTD = x_BTD * valid_BT[..., None].to(x_BTD.dtype)
-        x_BTD = self._depthwise(x_BTD)
-        x_BTD = self.conv_norm(x_BTD, valid_BT) if isinstance(self.conv_norm, MaskedBatchNorm) else self.conv_norm(x_BTD)
-        return self.dropout(self.out(F.silu(x_BTD)))
-
-    def _depthwise(self, x_BTD: Tensor) -> Tensor:
-        """Convolves each channel over time.
-
-        On a CPU as a 2-D convolution over one row: oneDNN then reads the channels-last input as it lies, and is several
-        times as fast as `Conv1d`, which turns it round first.
-        """
-        weight, bias = self.depthwise.weight, self.depthwise.bias
-        dim, _, kernel = weight.shape
-        padding = 0 if self.causal else kernel // 2
-        if self.causal:
-            x_BTD = F.pad(x_BTD, (0, 0, kernel - 1, 0))
-        x_BDT = x_BTD.transpose(1, 2)
-        if x_BTD.device.type != "cpu":
-            return F.conv1d(x_BDT, weight, bias, padding=padding, groups=dim).transpose(1, 2)
-        y_BD1T = F.conv2d(x_BDT.unsqueeze(2), weight.unsqueeze(2), bias, padding=(0, padding), groups=dim)
-        return y_BD1T.squeeze(2).transpose(1, 2)
+        gates_BTC = self.gate(self.norm(x_BTD))
+        assert self.depthwise.bias is not None
+        taps = self.depthwise.weight, self.depthwise.bias
+        if isinstance(self.conv_norm, MaskedBatchNorm):
+            x_BTD = F.silu(self.conv_norm(glu_conv(gates_BTC, *taps, valid_BT=valid_BT, causal=self.causal), valid_BT))
+        else:
+            norm = Norm(self.conv_norm.weight, self.conv_norm.bias, self.conv_norm.eps)
+            x_BTD = glu_conv(gates_BTC, *taps, valid_BT=valid_BT, causal=self.causal, norm=norm)
+        return self.dropout(self.out(x_BTD))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from speechkit.nn.conformer import ConformerEncoder
-from speechkit.nn.conv_module import ConvModule
 
 SMALL: dict[str, Any] = {"input_dim": 20, "dim": 16, "num_layers": 2, "num_heads": 2, "ff_dim": 24, "kernel_size": 7}
 
@@ -139,14 +138,6 @@ def test_chunk_equals_full_context_when_it_covers_everything() -> None:
     chunked.load_state_dict(full.state_dict())
     feats, lens = torch.randn(2, 40, 20), torch.tensor([40, 30])
     torch.testing.assert_close(full(feats, lens)[0], chunked(feats, lens)[0], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_depthwise_equals_a_plain_convolution(causal: bool) -> None:
-    module = ConvModule(dim=6, kernel_size=5, norm="layer", causal=causal, dropout=0.0)
-    x = torch.randn(2, 9, 6)
-    padded = torch.nn.functional.pad(x.transpose(1, 2), (4, 0) if causal else (2, 2))
-    torch.testing.assert_close(module._depthwise(x), module.depthwise(padded).transpose(1, 2), atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ BACKWARD_DIM_BLOCK = 128
 def _running_sums(alphas, frame_lens, sums, frames, stride_b, stride_t, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     length = tl.minimum(tl.load(frame_lens + row), frames)
-    total = tl.zeros([BLOCK], tl.float64)
+    total = tl.full([BLOCK], 0.0, tl.float64)
     for start in range(0, frames, BLOCK):
         t = start + tl.arange(0, BLOCK)
         alpha = tl.load(alphas + row * stride_b + t.to(tl.int64) * stride_t, mask=t < length, other=0.0).to(tl.float64)
@@ -51,8 +51,8 @@ def _runs(sums, frame_lens, token_lens, starts, ends, frames, max_tokens, steps,
     length = tl.where(token < tl.load(token_lens + row), length, 0)
     level = token.to(tl.float64)
     sums += row * frames
-    low, high = tl.zeros([BLOCK], tl.int32), length  # first frame with a sum above the level
-    low_end, high_end = tl.zeros([BLOCK], tl.int32), length  # first frame with a sum of level + 1 at least
+    low, high = tl.full([BLOCK], 0, tl.int32), length  # first frame with a sum above the level
+    low_end, high_end = tl.full([BLOCK], 0, tl.int32), length  # first frame with a sum of level + 1 at least
     for _ in range(steps):
         middle = (low + high) // 2
         is_open = low < high
@@ -87,7 +87,7 @@ def _integrate(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     start, end = tl.load(starts + program), tl.load(ends + program)
     sums += row * frames
-    total = tl.zeros([BLOCK_D], tl.float32)
+    total = tl.full([BLOCK_D], 0.0, tl.float32)
     for first in range(start, end, RUN):
         t = first + tl.arange(0, RUN)
         after = tl.load(sums + t, mask=t < end, other=0.0)
@@ -133,12 +133,12 @@ def _integrate_backward(
     reaches = is_valid & (after <= cap)
     grad += row * max_tokens * dim
     hidden += row * stride_b
-    product = tl.zeros([BLOCK_T], tl.float32)
+    product = tl.full([BLOCK_T], 0.0, tl.float32)
     for first in range(0, dim, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
         in_dim = (d < dim)[None, :]
         if TO_HIDDEN:
-            total = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+            total = tl.full([BLOCK_T, BLOCK_D], 0.0, tl.float32)
             for more in range(most):
                 token = opened + more
                 is_given = is_valid & (token <= opened_after)
@@ -165,7 +165,7 @@ def _integrate_backward(
 @triton.jit
 def _sum_of_later(by_sums, by_alphas, frames, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([BLOCK], tl.float64)
+    total = tl.full([BLOCK], 0.0, tl.float64)
     for done in range(tl.cdiv(frames, BLOCK)):
         t = (tl.cdiv(frames, BLOCK) - 1 - done) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(by_sums + row * frames + t, mask=t < frames, other=0.0).to(tl.float64)
