@@ -72,7 +72,7 @@ def run(arguments: Arguments, backend: str) -> tuple[Tensor, ...]:
 
 
 def native(arguments: Arguments) -> tuple[Tensor, ...]:
-    """Torch's log_softmax and its own ctc_loss.
+    """Torch's log_softmax and its own ctc_loss; 0 for rows that no path can spell, whose gradient is nan otherwise.
 
     Raises:
         NotImplementedError: there are no rows or no frames.
@@ -81,9 +81,9 @@ def native(arguments: Arguments) -> tuple[Tensor, ...]:
         raise NotImplementedError("torch refuses empty scores")
     log_probs_TBV = F.log_softmax(arguments["logits_BTV"].float(), dim=-1).transpose(0, 1)
     lengths = arguments["logit_lens_B"], arguments["target_lens_B"]
+    options = {"blank": arguments["blank"], "reduction": "none", "zero_infinity": True}
     with torch.backends.cudnn.flags(enabled=False):
-        loss_B = F.ctc_loss(log_probs_TBV, arguments["targets_BU"], *lengths, blank=arguments["blank"], reduction="none")
-    return (loss_B,)
+        return (F.ctc_loss(log_probs_TBV, arguments["targets_BU"], *lengths, **options),)
 
 
 def cudnn(arguments: Arguments) -> tuple[Tensor, ...]:

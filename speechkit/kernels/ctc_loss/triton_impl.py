@@ -193,13 +193,10 @@ def alpha_beta_kernel(
 @triton.jit
 def posterior_kernel(
     alphas, betas, alpha_shifts, beta_shifts, lens, targets, target_lens, nll, rest, lse, gamma, frames, num_labels, stride_u,
-    MERGE: tl.constexpr, PIECE: tl.constexpr, SPAN: tl.constexpr,
+    PIECE: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """A program per frame: gamma at the blank and at each token.
-
-    With MERGE, that of equal tokens stands at the first of them, and -1 at the others. Frames of rows without a path get 0, and
-    inf for their log-sum-exp.
-    """
+    """A program per frame: gamma at the blank and at each token; that of equal tokens stands at the first of them, and -1 at the
+    others and past the row's tokens. Frames that do not count get 0 throughout, and inf for their log-sum-exp."""
     t, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     num_frames, num_tokens = tl.load(lens + b), tl.load(target_lens + b).to(tl.int32)
     out = gamma + (b * frames + t) * num_labels
@@ -223,23 +220,18 @@ def posterior_kernel(
     for begin in range(0, num_labels - 1, SPAN):
         i = begin + tl.arange(0, SPAN)
         mine = tl.load(targets + i, mask=i < num_tokens, other=-1)
-        if MERGE:
-            total = tl.zeros((SPAN,), tl.float32)
-            earlier = tl.zeros((SPAN,), tl.int32)
-            for first in range(0, num_tokens, PIECE):
-                j = first + tl.arange(0, PIECE)
-                real = j < num_tokens
-                state = tl.load(alphas + num_labels + j, mask=real, other=NEVER)
-                state += tl.load(betas + num_labels + j, mask=real, other=NEVER)
-                equal = (tl.load(targets + j, mask=real, other=-2)[None, :] == mine[:, None]).to(tl.int32)
-                total += tl.sum(tl.where(equal != 0, tl.exp2(state - log_p)[None, :], 0.0), axis=1)
-                earlier += tl.sum(tl.where(j[None, :] < i[:, None], equal, 0), axis=1)
-            value = tl.where(earlier > 0, -1.0, total)
-        else:
-            state = tl.load(alphas + num_labels + i, mask=i < num_tokens, other=NEVER)
-            state += tl.load(betas + num_labels + i, mask=i < num_tokens, other=NEVER)
-            value = tl.exp2(state - log_p)
-        tl.store(out + 1 + i, tl.where(i < num_tokens, value, 0.0), mask=i < num_labels - 1)
+        total = tl.zeros((SPAN,), tl.float32)
+        earlier = tl.zeros((SPAN,), tl.int32)
+        for first in range(0, num_tokens, PIECE):
+            j = first + tl.arange(0, PIECE)
+            real = j < num_tokens
+            state = tl.load(alphas + num_labels + j, mask=real, other=NEVER)
+            state += tl.load(betas + num_labels + j, mask=real, other=NEVER)
+            equal = (tl.load(targets + j, mask=real, other=-2)[None, :] == mine[:, None]).to(tl.int32)
+            total += tl.sum(tl.where(equal != 0, tl.exp2(state - log_p)[None, :], 0.0), axis=1)
+            earlier += tl.sum(tl.where(j[None, :] < i[:, None], equal, 0), axis=1)
+        counts = (i < num_tokens) & (earlier == 0)
+        tl.store(out + 1 + i, tl.where(counts, total, -1.0), mask=i < num_labels - 1)
 
 
 @triton.jit
@@ -316,7 +308,6 @@ def recursions(
     target_lens_B: Tensor,
     *,
     wanted: bool,
-    merge: bool,
 ) -> tuple[Tensor, Tensor]:
     """Alpha and beta, then gamma.
 
@@ -327,10 +318,9 @@ def recursions(
         targets_BU: token ids, shape (B, U).
         target_lens_B: valid tokens of each row, shape (B,).
         wanted: whether gamma is; it is empty otherwise.
-        merge: as in `posterior_kernel`.
 
     Returns:
-        -log p (B,) and gamma (B, T, L).
+        -log p (B,) and gamma (B, T, L), as `posterior_kernel` has it.
     """
     batch, frames, num_labels = emit_BTL.shape
     nll_B = torch.empty(batch, dtype=torch.float32, device=emit_BTL.device)
@@ -349,7 +339,7 @@ def recursions(
     if gamma.numel():
         posterior_kernel[(frames, batch)](
             states[0], states[1], shifts[0], shifts[1], lens_B, targets_BU, target_lens_B, nll_B, rest_B, lse_BT, gamma,
-            frames, num_labels, targets_BU.stride(0), MERGE=merge, PIECE=PIECE, SPAN=SPAN, num_warps=4,
+            frames, num_labels, targets_BU.stride(0), PIECE=PIECE, SPAN=SPAN, num_warps=4,
         )  # fmt: skip
     return nll_B, gamma
 
@@ -360,7 +350,7 @@ def forward(
     """-log p (B,), log-sum-exp of each frame (B, T) with inf where nothing flows back, and gamma (B, T, L)."""
     logits_BTV, targets_BU = _dense(logits_BTV), _dense(targets_BU)
     lse_BT, emit_BTL = log_probs_of_labels(logits_BTV, logit_lens_B, targets_BU, target_lens_B, blank)
-    nll_B, gamma = recursions(emit_BTL, lse_BT, logit_lens_B, targets_BU, target_lens_B, wanted=wanted, merge=True)
+    nll_B, gamma = recursions(emit_BTL, lse_BT, logit_lens_B, targets_BU, target_lens_B, wanted=wanted)
     return nll_B, lse_BT, gamma
 
 
@@ -413,8 +403,6 @@ def compile_variants() -> list[Variant]:
         width, warps = state_width(num_labels)
         signature = states | lengths | sizes | {"emit": "*fp32"}
         found.append(Variant(f"alpha_beta U<{num_labels}", alpha_beta_kernel, signature, {"WIDTH": width}, warps))
-    for merge in (True, False):
-        signature = states | lengths | sizes | {"lse": "*fp32", "gamma": "*fp32"}
-        constants = {"MERGE": merge, "PIECE": PIECE, "SPAN": SPAN}
-        found.append(Variant(f"posterior merge={merge}", posterior_kernel, signature, constants, 4))
+    signature = states | lengths | sizes | {"lse": "*fp32", "gamma": "*fp32"}
+    found.append(Variant("posterior", posterior_kernel, signature, {"PIECE": PIECE, "SPAN": SPAN}, 4))
     return found
