@@ -12,7 +12,7 @@ from speechkit.kernels.cif import cif, count_tokens, crossings, integrate, runni
 from speechkit.kernels.cif.cases import OPS, TEST_SHAPES
 from speechkit.kernels.cif.cases import draw as draw_case
 from speechkit.kernels.cif.reference import integrate_dense, token_weights
-from speechkit.kernels.cif.torch_impl import integrate_band
+from speechkit.kernels.cif.torch_impl import band_operation
 
 LENGTHS = st.lists(st.integers(0, 17), min_size=1, max_size=5)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -273,7 +273,7 @@ def test_compiles_into_one_graph(backend: str) -> None:
 def test_operators_keep_the_rules_of_torch_library(backend: str) -> None:
     from speechkit.kernels.cif.triton_impl import integrate_fused
 
-    operator = integrate_band if backend == "torch" else integrate_fused
+    operator = band_operation if backend == "torch" else integrate_fused
     arguments = draw_case({"B": 2, "T": 5, "U": 3, "D": 4, "largest": 0.9}, dtype=torch.float32, device=DEVICE, seed=0)
     alphas, hidden = arguments["alphas_BT"].requires_grad_(), torch.randn(2, 5, 4, device=DEVICE, requires_grad=True)
     torch.library.opcheck(operator, (alphas, hidden, arguments["frame_lens_B"], arguments["token_lens_B"], 3))

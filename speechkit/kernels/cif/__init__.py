@@ -134,7 +134,7 @@ def integrate(
         if frame_lens_B is None:
             frame_lens_B = torch.full((batch,), frames, device=device)
         if name == "torch":
-            return integrate_band(alphas_BT, hidden_BTD, frame_lens_B, token_lens_B, max_tokens)[0]
+            return integrate_band(alphas_BT, hidden_BTD, frame_lens_B, token_lens_B, max_tokens)
         from speechkit.kernels.cif.triton_impl import integrate_fused
 
         return integrate_fused(alphas_BT, hidden_BTD, frame_lens_B, token_lens_B, max_tokens)[0]

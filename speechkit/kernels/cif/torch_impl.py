@@ -12,10 +12,11 @@ Shape legend: B batch, T frames, U tokens, D model, P pairs of a frame and a tok
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from speechkit.kernels.cif.autograd import differentiate
@@ -72,11 +73,22 @@ def _first_of_tokens(band: _Band, num_tokens: int) -> Tensor:
     return torch.searchsorted(band.token_P, torch.arange(num_tokens, device=band.token_P.device))
 
 
-@torch.library.custom_op("speechkit::cif_band", mutates_args=())
-def integrate_band(
+def integrate_band(alphas_BT: Tensor, hidden_BTD: Tensor, frame_lens_B: Tensor, token_lens_B: Tensor, max_tokens: int) -> Tensor:
+    """Embeddings of shape (B, U, D); arguments as those of `integrate`.
+
+    Only compiled graphs need the custom operation, whose first call in a process takes seconds of imports.
+    """
+    arguments = (alphas_BT, hidden_BTD, frame_lens_B, token_lens_B, max_tokens)
+    if torch.compiler.is_compiling():
+        return band_operation(*arguments)[0]
+    embeddings_BUD: Tensor = _IntegrateBand.apply(*arguments)
+    return embeddings_BUD
+
+
+def _forward(
     alphas_BT: Tensor, hidden_BTD: Tensor, frame_lens_B: Tensor, token_lens_B: Tensor, max_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of shape (B, U, D), and the running sums in fp64; arguments as those of `integrate`."""
+    """Embeddings, and the running sums in fp64."""
     batch, _, dim = hidden_BTD.shape
     dtype = torch.promote_types(hidden_BTD.dtype, torch.float32)
     sums_BT = running_sums(alphas_BT)
@@ -89,8 +101,7 @@ def integrate_band(
     return sums_MD.view(batch, max_tokens, dim).to(hidden_BTD.dtype), sums_BT
 
 
-@torch.library.custom_op("speechkit::cif_band_backward", mutates_args=())
-def integrate_band_backward(
+def _backward(
     grad_BUD: Tensor,
     sums_BT: Tensor,
     hidden_BTD: Tensor,
@@ -100,7 +111,7 @@ def integrate_band_backward(
     to_alphas: bool,
     to_hidden: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `integrate_band` by alphas and by frames."""
+    """Gradients by alphas and by frames, empty where the flag is not set."""
     dtype = torch.promote_types(hidden_BTD.dtype, torch.float32)
     _, max_tokens, dim = grad_BUD.shape
     band = _band(sums_BT, frame_lens_B, token_lens_B, max_tokens)
@@ -134,4 +145,24 @@ def _alpha_gradient(by_weight_P: Tensor, band: _Band, sums_BT: Tensor, token_len
     return by_sums_BT.flip(1).cumsum(1).flip(1)
 
 
-differentiate(integrate_band, integrate_band_backward)
+class _IntegrateBand(torch.autograd.Function):
+    """`integrate_band`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        embeddings_BUD, sums_BT = _forward(*arguments)
+        ctx.save_for_backward(sums_BT, *arguments[1:4], arguments[0])
+        return embeddings_BUD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BUD: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
+        sums_BT, hidden_BTD, frame_lens_B, token_lens_B, alphas_BT = ctx.saved_tensors
+        lens = frame_lens_B, token_lens_B
+        alphas_BT, hidden_BTD = _backward(grad_BUD, sums_BT, hidden_BTD, *lens, alphas_BT, needs[0], needs[1])
+        return alphas_BT if needs[0] else None, hidden_BTD if needs[1] else None, None, None, None
+
+
+band_operation = torch.library.custom_op("speechkit::cif_band", _forward, mutates_args=())
+differentiate(band_operation, torch.library.custom_op("speechkit::cif_band_backward", _backward, mutates_args=()))
