@@ -12,8 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
+
+from speechkit.kernels import ctc_loss as kernel
+from speechkit.kernels.linear_ctc_loss import linear_ctc_loss
+
+LARGE_VOCAB = 8192  # from here on the scores of all frames are more than it costs to do without them
 
 
 class CtcLoss(NamedTuple):
@@ -59,15 +63,35 @@ def ctc_loss(logits_BTV: Tensor, logit_lens_B: Tensor, tokens_BU: Tensor, token_
     Returns:
         loss and feasibility of each utterance.
     """
-    feasible_B = ctc_min_frames(tokens_BU, token_lens_B) <= logit_lens_B
-    log_probs_TBV = F.log_softmax(logits_BTV.float(), dim=-1).transpose(0, 1)
-    if tokens_BU.shape[1] == 0:
-        tokens_BU = F.pad(tokens_BU, (0, 1))
-    with torch.autocast(logits_BTV.device.type, enabled=False):
-        nll_B = F.ctc_loss(
-            log_probs_TBV, tokens_BU, logit_lens_B, token_lens_B, blank=blank, reduction="none", zero_infinity=True
-        )
-    return CtcLoss(nll_B=nll_B.masked_fill(~feasible_B, 0.0), feasible_B=feasible_B)
+    lengths = (logit_lens_B, tokens_BU, token_lens_B)
+    nll_B = kernel.ctc_loss(logits_BTV, *lengths, blank=blank, reduction="none", zero_infinity=True)
+    return CtcLoss(nll_B=nll_B, feasible_B=ctc_min_frames(tokens_BU, token_lens_B) <= logit_lens_B)
+
+
+class Unscored(NamedTuple):
+    """Frames in front of a head, in place of the scores that it would give them.
+
+    Attributes:
+        hidden_BTD: frames, shape (B, T, D).
+        weight_VD: of the head, shape (V, D).
+        bias_V: of the head, shape (V,), or None.
+    """
+
+    hidden_BTD: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+
+def scores_for_loss(head: nn.Linear, hidden_BTD: Tensor) -> Tensor | Unscored:
+    """Scores of a head for `ctc_branch_loss`, and nothing else: with a large vocabulary they are never made.
+
+    Args:
+        head: maps (B, T, D) to (B, T, V).
+        hidden_BTD: frames, shape (B, T, D).
+    """
+    if head.out_features < LARGE_VOCAB:
+        return head(hidden_BTD)
+    return Unscored(hidden_BTD, head.weight, head.bias)
 
 
 class CtcTargets(NamedTuple):
@@ -100,8 +124,8 @@ class CtcBranchLoss(NamedTuple):
 
 
 def ctc_branch_loss(
-    logits_BTV: Tensor,
-    inter_logits: Sequence[Tensor],
+    logits_BTV: Tensor | Unscored,
+    inter_logits: Sequence[Tensor | Unscored],
     logit_lens_B: Tensor,
     tokens_BU: Tensor,
     token_lens_B: Tensor,
@@ -119,7 +143,7 @@ def ctc_branch_loss(
 
     Args:
         logits_BTV: scores of the head after the last layer; with views, `views` copies of the batch, one after the other,
-            shape (views * B, T, V).
+            shape (views * B, T, V). Or what `scores_for_loss` gives.
         inter_logits: scores after intermediate layers, same shape each.
         logit_lens_B: valid frames of each row, int64, shape (views * B,).
         tokens_BU: token ids of the batch, anything past each length, int64, shape (B, U).
@@ -146,14 +170,19 @@ def ctc_branch_loss(
 
 
 def _loss_per_token(
-    logits_BTV: Tensor, logit_lens_B: Tensor, targets: CtcTargets, *, views: int, blank: int
+    logits_BTV: Tensor | Unscored, logit_lens_B: Tensor, targets: CtcTargets, *, views: int, blank: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Summed loss divided by target tokens, the number of these in one view, and which utterances are feasible (B,)."""
     tokens_BU, token_lens_B, known_B = targets
-    found = ctc_loss(logits_BTV, logit_lens_B, tokens_BU.repeat(views, 1), token_lens_B.repeat(views), blank=blank)
-    feasible_B = found.feasible_B[: len(tokens_BU)]
-    nll_B, counted_B = found.nll_B, feasible_B
-    if known_B is not None:
-        nll_B, counted_B = nll_B.masked_fill(~known_B.repeat(views), 0.0), feasible_B & known_B
-    num_targets = (token_lens_B * counted_B).sum()
-    return nll_B.sum() / (views * num_targets.clamp(min=1)), num_targets, feasible_B
+    rows, tokens_RU, token_lens_R = len(tokens_BU), tokens_BU.repeat(views, 1), token_lens_B.repeat(views)
+    feasible_R = ctc_min_frames(tokens_RU, token_lens_R) <= logit_lens_B
+    counted_R = feasible_R if known_B is None else feasible_R & known_B.repeat(views)
+    if isinstance(logits_BTV, Unscored):
+        # A row without frames and tokens has loss 0.
+        lengths = (logit_lens_B * counted_R, tokens_RU, token_lens_R * counted_R)
+        total = linear_ctc_loss(*logits_BTV, *lengths, blank=blank, reduction="sum", zero_infinity=True)
+    else:
+        nll_R = ctc_loss(logits_BTV, logit_lens_B, tokens_RU, token_lens_R, blank=blank).nll_B
+        total = nll_R.masked_fill(~counted_R, 0.0).sum()
+    num_targets = (token_lens_B * counted_R[:rows]).sum()
+    return total / (views * num_targets.clamp(min=1)), num_targets, feasible_R[:rows]

@@ -9,7 +9,7 @@ Shape legend: B batch, T frames, P prefix frames, D model, V vocab, F mel bins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,12 +19,12 @@ class CtcEncoding(NamedTuple):
 
     Attributes:
         x_BTD: frames after the last layer, those of a prefix first, shape (B, T, D).
-        inter_logits: scores of the head after each intermediate layer, each of shape (B, T, V).
+        inter_logits: what the head makes of each intermediate layer, scores of shape (B, T, V) as a rule.
         lens_B: valid frames of each row, int64, shape (B,).
     """
 
     x_BTD: Tensor
-    inter_logits: tuple[Tensor, ...]
+    inter_logits: tuple[Any, ...]
     lens_B: Tensor
 
 
@@ -33,7 +33,7 @@ def encode_with_ctc(
     feats_BTF: Tensor,
     feat_lens_B: Tensor,
     *,
-    head: nn.Module,
+    head: Callable[[Tensor], Any],
     inter_layers: Sequence[int] = (),
     condition: nn.Module | None = None,
     intermediate: bool = False,
@@ -47,7 +47,7 @@ def encode_with_ctc(
             `speechkit.nn.conformer.ConformerEncoder`.
         feats_BTF: features, shape (B, T, F).
         feat_lens_B: valid frames of each row, int64, shape (B,).
-        head: maps (B, T, D) to (B, T, V).
+        head: maps (B, T, D) to scores (B, T, V), or, without `condition`, to whatever stands in for them.
         inter_layers: layers, counted from 1, after which the head predicts.
         condition: maps (B, T, V) to (B, T, D): what the next layer sees besides; None for plain encoding.
         intermediate: whether the scores of the intermediate layers are wanted; without them and without `condition`
@@ -55,7 +55,7 @@ def encode_with_ctc(
         prefix_BPD: frames that stand before those of the audio, shape (B, P, D); None for none.
         extend_layer: maps a layer's number and its output to what takes the place of that output, before the head sees it.
     """
-    inter_logits: list[Tensor] = []
+    inter_logits: list[Any] = []
     predicts = bool(inter_layers) and (intermediate or condition is not None)
 
     def tap(layer: int, x_BTD: Tensor, lens_B: Tensor) -> Tensor:

@@ -171,9 +171,9 @@ def test_operators_are_well_formed(backend: str) -> None:
     arguments = draw("repeats")
     logits, lens, targets, target_lens, _ = arguments.values()
     inputs = (logits.requires_grad_(), lens, targets, target_lens, 0, True, backend)
-    torch.library.opcheck(_forward, inputs)
+    torch.library.opcheck(_forward.overload, inputs)
     nll, lse, gamma = (x.detach() for x in _forward(*inputs))
-    torch.library.opcheck(_backward, (torch.ones_like(nll), logits.detach(), targets, target_lens, lse, gamma, 0, backend))
+    torch.library.opcheck(_backward.overload, (torch.ones_like(nll), logits.detach(), targets, target_lens, lse, gamma, 0, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -161,8 +161,8 @@ def test_operators_are_well_formed(backend: str) -> None:
     arguments = draw({"B": 2, "T": 4, "U": 2, "V": 5, "D": 3})
     layer = [arguments[name].requires_grad_() for name in LAYER]
     lengths = [arguments[name] for name in ("logit_lens_B", "targets_BU", "target_lens_B")]
-    torch.library.opcheck(_each, (*layer, *lengths, 0, True, True, backend))
-    torch.library.opcheck(_total, (*layer, *lengths, 0, torch.ones(2, device=DEVICE), True, True, True, backend))
+    torch.library.opcheck(_each.overload, (*layer, *lengths, 0, True, True, backend))
+    torch.library.opcheck(_total.overload, (*layer, *lengths, 0, torch.ones(2, device=DEVICE), True, True, True, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

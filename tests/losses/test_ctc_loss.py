@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.losses.ctc import ctc_loss, ctc_min_frames
+from speechkit.losses import ctc as losses_ctc
+from speechkit.losses.ctc import CtcTargets, Unscored, ctc_branch_loss, ctc_loss, ctc_min_frames, scores_for_loss
 
 
 def collapse(path: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,3 +106,25 @@ def test_no_tokens_in_the_whole_batch() -> None:
     torch.testing.assert_close(loss.nll_B[0], -logits[0].log_softmax(-1)[:, 0].sum())
     assert loss.nll_B[1] == 0
     assert loss.feasible_B.all()
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_scores_of_a_large_vocabulary_are_never_made(views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head, hidden = nn.Linear(6, 9), torch.randn(3 * views, 8, 6, requires_grad=True)
+    lens = torch.tensor([8, 7, 3]).repeat(views)
+    tokens, token_lens = torch.randint(1, 9, (3, 4)), torch.tensor([4, 2, 4])  # the last does not fit
+    known = torch.tensor([True, False, True])
+    other = CtcTargets(tokens.flip(1), torch.tensor([1, 0, 2]))
+    found = []
+    for least in (1000, 9):
+        monkeypatch.setattr(losses_ctc, "LARGE_VOCAB", least)
+        scores = scores_for_loss(head, hidden)
+        assert isinstance(scores, Unscored) == (least == 9)
+        out = ctc_branch_loss(
+            scores, (scores, scores), lens, tokens, token_lens, inter_targets=(other, other), known_B=known, views=views
+        )
+        found.append((out.loss, *out.parts.values(), *torch.autograd.grad(out.loss, (hidden, head.weight, head.bias))))
+    for late, early in zip(*found):
+        torch.testing.assert_close(late, early)
+    assert found[0][0] > 0

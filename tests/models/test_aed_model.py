@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechkit.losses import ctc
 from speechkit.models.aed.model import MASK, AedModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.search.attention import TokenRules, attention_greedy
@@ -144,6 +145,17 @@ def test_gradients_reach_every_parameter() -> None:
     model, batch = build(inter_layers=[1], self_condition=True, decoder_mask_prob=0.2), make_batch([5, 3, 4])
     model.loss(FEATS, LENS, batch).loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+
+
+def test_scores_of_a_large_vocabulary_are_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for least in (VOCAB + 1, VOCAB):
+        monkeypatch.setattr(ctc, "LARGE_VOCAB", least)
+        model, batch = build(ctc_weight=0.3, inter_layers=[1]), make_batch([5, 3, 4])
+        out = model.loss(FEATS, LENS, batch)
+        out.loss.backward()
+        found.append((out.loss, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_bfloat16_autocast_is_finite() -> None:

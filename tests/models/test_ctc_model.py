@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from speechkit.kernels.attention import Visibility
+from speechkit.losses import ctc
 from speechkit.models.ctc.model import CtcModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.search.ctc_greedy import ctc_greedy
@@ -148,6 +149,18 @@ def test_gradients_reach_every_parameter() -> None:
     views = torch.cat([FEATS, FEATS + torch.randn_like(FEATS)])
     model.loss(views, LENS.repeat(2), batch).loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+
+
+@pytest.mark.parametrize("settings", [{"inter_layers": [1]}, {"inter_layers": [1], "self_condition": True}])
+def test_scores_of_a_large_vocabulary_are_never_made(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for least in (VOCAB + 1, VOCAB):
+        monkeypatch.setattr(ctc, "LARGE_VOCAB", least)
+        model, batch = build(**settings), make_batch([5, 3, 4])
+        out = model.loss(FEATS, LENS, batch)
+        out.loss.backward()
+        found.append((out.loss, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_bfloat16_autocast_is_finite() -> None:

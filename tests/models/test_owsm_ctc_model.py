@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from speechkit.kernels.attention import Visibility
+from speechkit.losses import ctc
 from speechkit.models.owsm_ctc.model import OwsmCtcModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.masks import valid_mask
@@ -192,6 +193,17 @@ def test_gradients_reach_every_parameter() -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
     assert model.language_embedding.weight.grad is not None
     assert model.language_embedding.weight.grad[0].abs().sum() == 0, "all languages were told"
+
+
+def test_scores_of_a_large_vocabulary_are_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for least in (VOCAB + 1, VOCAB):
+        monkeypatch.setattr(ctc, "LARGE_VOCAB", least)
+        model, batch = build(no_language_prob=0.0), make_batch([5, 3, 4])
+        out = model.loss(FEATS, LENS, batch)
+        out.loss.backward()
+        found.append((out.loss, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_bfloat16_autocast_is_finite() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from speechkit.kernels.ctc_loss import reference, torch_impl
 from speechkit.kernels.dispatch import choose
+from speechkit.kernels.operator import operator
 
 BACKENDS = ("torch", "reference", "triton")
 
@@ -105,7 +106,7 @@ def reduce(nll_B: Tensor, target_lens_B: Tensor, reduction: str, zero_infinity: 
     raise ValueError(f"reduction={reduction!r} is unknown; choose none, sum or mean")
 
 
-@torch.library.custom_op("speechkit::ctc_loss_forward", mutates_args=())
+@operator("ctc_loss_forward")
 def _forward(
     logits: Tensor, logit_lens: Tensor, targets: Tensor, target_lens: Tensor, blank: int, wanted: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +128,7 @@ def _(
     return tuple(logits.new_empty(each, dtype=dtype) for each in ((batch,), (batch, frames), shape))  # type: ignore[return-value]
 
 
-@torch.library.custom_op("speechkit::ctc_loss_backward", mutates_args=())
+@operator("ctc_loss_backward")
 def _backward(
     grad: Tensor,
     logits: Tensor,

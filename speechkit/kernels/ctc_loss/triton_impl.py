@@ -14,6 +14,8 @@ neither padding nor batch mates change a bit.
 Shape legend: B batch, T frames, U tokens, V vocab, L = U + 1 labels (blank, then tokens).
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls
+
 import torch
 import triton
 import triton.language as tl

@@ -19,6 +19,7 @@ from torch import Tensor
 from speechkit.kernels.ctc_loss import check_shapes, reduce
 from speechkit.kernels.dispatch import choose
 from speechkit.kernels.linear_ctc_loss import chunked, reference
+from speechkit.kernels.operator import operator
 
 BACKENDS = ("torch", "reference", "triton")
 
@@ -105,7 +106,7 @@ def _sweep(
         return chunked.sweep(hidden, weight, bias, logit_lens, targets, target_lens, **options)  # type: ignore[arg-type]
 
 
-@torch.library.custom_op("speechkit::linear_ctc_loss_total", mutates_args=())
+@operator("linear_ctc_loss_total")
 def _total(
     hidden: Tensor,
     weight: Tensor,
@@ -149,7 +150,7 @@ def _(
     return tuple(torch.empty(shape, dtype=exact, device=hidden.device) for shape in shapes)  # type: ignore[return-value]
 
 
-@torch.library.custom_op("speechkit::linear_ctc_loss_each", mutates_args=())
+@operator("linear_ctc_loss_each")
 def _each(
     hidden: Tensor,
     weight: Tensor,

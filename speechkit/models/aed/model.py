@@ -9,12 +9,14 @@ Shape legend: B batch, T frames, U tokens, P prompt, D model, V vocab, F mel bin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.losses.ctc import ctc_branch_loss
+from speechkit.losses.ctc import ctc_branch_loss, scores_for_loss
 from speechkit.losses.label_smoothing import TokenLoss, check_smoothing, smoothed_cross_entropy
 from speechkit.nn.ctc_encoder import check_inter_layers, encode_with_ctc
 from speechkit.nn.decoder import TransformerDecoder
@@ -148,7 +150,7 @@ class AedModel(nn.Module):
         loss, parts = (1.0 - self.ctc_weight) * ce.loss, {"ce": ce.loss.detach(), "accuracy": ce.accuracy}
         if self.head is not None:
             ctc = ctc_branch_loss(
-                self.head(self.dropout(x_BTD)),
+                scores_for_loss(self.head, self.dropout(x_BTD)),
                 inter_logits,
                 lens_B,
                 batch.tokens_BU,
@@ -212,8 +214,8 @@ class AedModel(nn.Module):
         """Encoder frames for so many input frames."""
         return self.encoder.output_lengths(lens_B)  # type: ignore[operator]
 
-    def _encode(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, intermediate: bool) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """Encoder output; scores of the CTC head after `inter_layers`, if asked for; lengths."""
+    def _encode(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, intermediate: bool) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+        """Encoder output; what the loss takes of the CTC head after `inter_layers`, if asked for; lengths."""
         if self.head is None:
             x_BTD, lens_B = self.encoder(feats_BTF, feat_lens_B)
             return x_BTD, (), lens_B
@@ -221,7 +223,7 @@ class AedModel(nn.Module):
             self.encoder,
             feats_BTF,
             feat_lens_B,
-            head=self.head,
+            head=partial(scores_for_loss, self.head) if self.condition is None else self.head,
             inter_layers=self.inter_layers,
             condition=self.condition,
             intermediate=intermediate,

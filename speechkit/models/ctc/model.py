@@ -9,14 +9,16 @@ Shape legend: B batch, T frames, U tokens, D model, V vocab, F mel bins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechkit.losses.consistency import symmetric_kl
-from speechkit.losses.ctc import ctc_branch_loss
+from speechkit.losses.ctc import ctc_branch_loss, scores_for_loss
 from speechkit.nn.ctc_encoder import check_inter_layers, encode_with_ctc
 from speechkit.nn.dropout import Dropout
 from speechkit.text.tokenizers import BLANK
@@ -96,7 +98,9 @@ class CtcModel(nn.Module):
         views = self.num_views
         if len(feats_BTF) != views * len(batch.tokens_BU):
             raise ValueError(f"feats has {len(feats_BTF)} rows; expected {views} view(s) of {len(batch.tokens_BU)} utterances")
-        logits_BTV, inter_logits, lens_B = self._encode(feats_BTF, feat_lens_B, intermediate=True)
+        # What only the loss sees need not be scored ahead of it.
+        head = self.head if views == 2 else partial(scores_for_loss, self.head)
+        logits_BTV, inter_logits, lens_B = self._encode(feats_BTF, feat_lens_B, head, intermediate=True)
         ctc = ctc_branch_loss(
             logits_BTV,
             inter_logits,
@@ -125,22 +129,24 @@ class CtcModel(nn.Module):
         Returns:
             fp32, shape (B, ceil(T / subsampling_factor), V), and their lengths (B,).
         """
-        logits_BTV, _, lens_B = self._encode(feats_BTF, feat_lens_B, intermediate=False)
+        logits_BTV, _, lens_B = self._encode(feats_BTF, feat_lens_B, self.head, intermediate=False)
         return F.log_softmax(logits_BTV.float(), dim=-1), lens_B
 
     def output_lengths(self, lens_B: Tensor) -> Tensor:
         """Output frames for so many input frames."""
         return self.encoder.output_lengths(lens_B)  # type: ignore[operator]
 
-    def _encode(self, feats_BTF: Tensor, feat_lens_B: Tensor, *, intermediate: bool) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """Scores of the head after the last layer; those after `inter_layers`, if asked for; lengths."""
+    def _encode(
+        self, feats_BTF: Tensor, feat_lens_B: Tensor, head: Callable[[Tensor], Any], *, intermediate: bool
+    ) -> tuple[Any, tuple[Any, ...], Tensor]:
+        """What `head` makes of the last layer, and of `inter_layers` if asked for; lengths."""
         x_BTD, inter_logits, lens_B = encode_with_ctc(
             self.encoder,
             feats_BTF,
             feat_lens_B,
-            head=self.head,
+            head=head if self.condition is None else self.head,
             inter_layers=self.inter_layers,
             condition=self.condition,
             intermediate=intermediate,
         )
-        return self.head(self.dropout(x_BTD)), inter_logits, lens_B
+        return head(self.dropout(x_BTD)), inter_logits, lens_B

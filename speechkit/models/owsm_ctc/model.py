@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechkit.losses.ctc import CtcTargets, ctc_branch_loss
+from speechkit.losses.ctc import CtcTargets, ctc_branch_loss, scores_for_loss
 from speechkit.nn.ctc_encoder import CtcEncoding, check_inter_layers, encode_with_ctc
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.text_encoder import TextAttention, TextEncoder
@@ -209,9 +209,9 @@ class OwsmCtcModel(nn.Module):
             assert batch.task_token_lens_B is not None
             wanted = _tagged(tags_B2, batch.task_tokens_BU, batch.task_token_lens_B)
             transcript = transcript._replace(known_B=batch.token_lens_B > 0)
-        logits_BTV = self.head(self.dropout(encoding.x_BTD))
+        x_BTD = self.dropout(encoding.x_BTD)
         ctc = ctc_branch_loss(
-            logits_BTV,
+            scores_for_loss(self.head, x_BTD),
             encoding.inter_logits,
             encoding.lens_B,
             wanted.tokens_BU,
@@ -222,7 +222,8 @@ class OwsmCtcModel(nn.Module):
         )
         parts = ctc.parts
         if len(self.languages) > 1:
-            said_B = _prefix_posterior(logits_BTV.detach(), self.language_ids_L).argmax(dim=-1)
+            prefix_BPV = self.head(x_BTD[:, : self.num_prefix_frames].detach())
+            said_B = _prefix_posterior(prefix_BPV.detach(), self.language_ids_L).argmax(dim=-1)
             parts["language_accuracy"] = (said_B == language_B).float().mean()
         return LossOutput(loss=ctc.loss, parts=parts, num_targets=ctc.num_targets)
 
