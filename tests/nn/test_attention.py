@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from speechkit.kernels import backend
 from speechkit.kernels.attention import Visibility
 from speechkit.nn.attention import Position, SelfAttention, position_table
 from speechkit.nn.positional import sinusoids
@@ -96,3 +97,19 @@ def test_impossible_settings_are_refused() -> None:
         SelfAttention(dim=12, num_heads=4)
     with pytest.raises(ValueError, match="position='alibi' is unknown"):
         SelfAttention(dim=12, num_heads=3, position="alibi")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("position", ["none", "rope", "relative"])
+def test_fused_kernels_change_nothing_but_rounding(position: Position) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module, x = build(position).to(device), torch.randn(2, FRAMES, DIM, device=device)
+    lens = torch.tensor([FRAMES, FRAMES - 3], device=device)
+    table = position_table(position, FRAMES, dim=DIM, num_heads=HEADS, device=device)
+    valid = torch.arange(FRAMES, device=device) < lens[:, None]
+    results = []
+    for name in ("torch", "triton"):
+        with backend(name):
+            out = module(x, Visibility(lens_B=lens, query_lens_B=lens), table)[valid]
+        results.append((out, *torch.autograd.grad(out.square().sum(), list(module.parameters()))))
+    for theirs, ours in zip(*results):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from speechkit.kernels import backend
 from speechkit.nn.decoder import TransformerDecoder
 from speechkit.nn.decoder_step import Places, position_table
 from speechkit.nn.positional import sinusoids
@@ -51,3 +52,19 @@ def test_room_grows_and_keeps_what_it_holds() -> None:
     assert cache.memory.shape[4] == 4
     assert cache.memory[..., :2, :].equal(held)
     assert cache.positions_LD.equal(sinusoids(torch.arange(4), 16))
+
+
+def test_fused_kernels_change_nothing_but_rounding() -> None:
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = TransformerDecoder(vocab_size=9, dim=16, num_layers=1, num_heads=2, ff_dim=24).eval().to(device)
+    x, tokens = torch.randn(2, 7, 16, device=device), torch.randint(0, 9, (6, 5), device=device)
+    results = []
+    for name in ("torch", "triton"):
+        with backend(name), torch.no_grad():
+            source, cache = decoder.read(x, torch.tensor([7, 4], device=device)), decoder.start(6)
+            first, second = decoder.extend(tokens[:, :3], cache, source), decoder.extend(tokens[:, 3:4], cache, source)
+            cache.lens_B[1] -= 2  # rows of unequal length
+            results.append((decoder(tokens, source), first, second, decoder.extend(tokens[:, 4:], cache, source)))
+    for theirs, ours in zip(*results):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

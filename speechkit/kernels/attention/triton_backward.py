@@ -38,7 +38,7 @@ from speechkit.kernels.attention.triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "S", "H"])
 def queries_kernel(
     q,
     k,
@@ -109,7 +109,7 @@ def add_queries(sums, ds_MN, k_NP, near_NP, far_NP, RELATIVE: tl.constexpr, M: t
     return by_key_MP, by_distance_MP
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "S", "H"])
 def keys_kernel(
     q,
     k,
@@ -200,7 +200,7 @@ def tile(
     return q_MP, grad_MP, p_NM, ds_NM
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "H"])
 def distances_kernel(
     q,
     k,

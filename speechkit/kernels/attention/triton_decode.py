@@ -23,7 +23,7 @@ KEYS = 32  # of a tile
 SPLIT = 128  # keys of one program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["J", "S", "H"])
 def split_kernel(
     q,
     k,
@@ -68,7 +68,7 @@ def split_kernel(
         tl.store(sums + 2 * places + 1, sum_M, mask=rows < J)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["J", "H", "num_splits"])
 def merge_kernel(parts, sums, out, J, H, num_splits, K: tl.constexpr, P: tl.constexpr, M: tl.constexpr):
     """One program: M queries of one head; adds up what all blocks of keys gave, in their order."""
     rows, h, b = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1), tl.program_id(2)

@@ -24,7 +24,7 @@ from speechkit.kernels.attention.triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "S", "H"])
 def forward_kernel(
     q,
     k,

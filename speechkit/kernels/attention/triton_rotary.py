@@ -19,7 +19,7 @@ from speechkit.kernels.attention.triton_tiles import Heads, load_rows, store_row
 FRAMES = 32  # of one program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "way"])
 def rotate_kernel(q, k, cos, sin, q_out, k_out, T, H, way, K: tl.constexpr, P: tl.constexpr, M: tl.constexpr):
     """One program: M frames of one head of queries and keys, turned by the angles of a table times `way`, 1 or -1."""
     h, b, rows, pairs = tl.program_id(1), tl.program_id(2), tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, P // 2)
