@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from speechkit.kernels.case import Arguments, cast, check_against_fp64, evaluate
-from speechkit.kernels.ctc_loss import _backward, _forward, ctc_loss, reference
+from speechkit.kernels.ctc_loss import _backward, _forward, ctc_loss, reference, scaled, torch_impl
 from speechkit.kernels.ctc_loss.cases import OPS, native
 
 OP = OPS[0]
@@ -112,6 +112,39 @@ def gradient_of_sum(arguments: Arguments, backend: str) -> tuple[Tensor, Tensor]
     logits = arguments["logits_BTV"].clone().requires_grad_()
     (loss,) = OP.run({**arguments, "logits_BTV": logits}, backend)
     return loss.detach(), torch.autograd.grad(torch.where(loss.isfinite(), loss, 0.0).sum(), logits)[0]
+
+
+def long_and_peaked(sharpness: float, frames: int = 300) -> Arguments:
+    lens, target_lens = (frames, frames - 50), (frames // 8, frames // 12)
+    arguments = draw({"B": 2, "T": frames, "U": frames // 8, "V": 30, "lens": lens, "target_lens": target_lens})
+    return {**arguments, "logits_BTV": sharpness * arguments["logits_BTV"]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_recordings_are_closer_than_torch(backend: str) -> None:
+    frames = 100 if backend == "triton" else 300  # the interpreter is slow
+    check_against_fp64(OP, long_and_peaked(2.0, frames), backend, tiny=1e-7, factor=0.5)
+
+
+@pytest.mark.parametrize(("sharpness", "rows"), [(2.0, []), (30.0, [2])])
+def test_probabilities_out_of_range_are_left_to_logarithms(
+    sharpness: float, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    logarithms = torch_impl._in_logarithms
+    monkeypatch.setattr(torch_impl, "_in_logarithms", lambda *a: left.append(len(a[0])) or logarithms(*a))
+    check_against_fp64(OP, long_and_peaked(sharpness), "torch")
+    assert left == rows
+
+
+def test_a_model_that_only_says_blank_stays_in_range() -> None:
+    arguments = draw({"B": 2, "T": 400, "U": 150, "V": 30, "lens": (400, 390), "target_lens": (150, 120)})
+    arguments["logits_BTV"][..., 0] += 25.0
+    columns = torch_impl.label_columns(arguments["targets_BU"].cpu(), arguments["target_lens_B"].cpu(), 0)
+    log_probs = arguments["logits_BTV"].cpu().double().log_softmax(-1)
+    emit_TLB = log_probs.gather(2, columns[:, None].expand(-1, 400, -1)).permute(1, 2, 0).contiguous().numpy()
+    lens, target_lens = arguments["logit_lens_B"].cpu().numpy(), arguments["target_lens_B"].cpu().numpy()
+    assert scaled.run(emit_TLB, lens, arguments["targets_BU"].T.cpu().numpy(), target_lens, wanted=True).sure_B.all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,7 +1,6 @@
 """CTC without a (B, T, V) tensor of log-probabilities, in torch: what the CPU runs.
 
-The recursions only see the columns of a row's own labels, so torch's own alpha and beta run over an alphabet of U + 1: the
-blank, and each token at its first occurrence. The softmax over V is taken a block of frames at a time.
+The recursions only see the columns of a row's own labels; the softmax over V is taken a block of frames at a time.
 
 Shape legend: B batch, T frames, N = B T frames of all rows, U tokens, L = U + 1 labels (blank, then tokens), V vocab.
 """
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechkit.kernels.ctc_loss import scaled
+
 BLOCK_NUMEL = 1 << 20  # scores in a block: a few MB, which stay in the cache
 
 
@@ -23,8 +24,8 @@ class Posteriors(NamedTuple):
 
     Attributes:
         nll_B: -log p, inf where infeasible, shape (B,).
-        gamma_BTL: probability of being at each label; that of equal tokens stands at the first; 0 in padding and in
-            infeasible rows, shape (B, T, L).
+        gamma_BTL: probability of being at each label, to be added up over equal tokens; 0 in padding and in infeasible
+            rows, shape (B, T, L).
     """
 
     nll_B: Tensor
@@ -60,26 +61,55 @@ def posteriors(
         blank: id of the blank.
         wanted: whether gamma is; it is empty otherwise.
     """
-    batch, frames, num_labels = emit_BTL.shape
+    batch, frames, _ = emit_BTL.shape
     if not batch or not frames:
         nll_B = torch.where(target_lens_B == 0, 0.0, torch.inf).to(emit_BTL.dtype)
         return Posteriors(nll_B, torch.zeros_like(emit_BTL) if wanted else emit_BTL.new_empty(0))
+    if emit_BTL.device.type != "cpu":
+        nll_B, gamma_BTL = _in_logarithms(emit_BTL, lens_B, targets_BU, target_lens_B, blank, wanted)
+    else:
+        nll_B, gamma_BTL = _in_probabilities(emit_BTL, lens_B, targets_BU, target_lens_B, blank, wanted)
+    return Posteriors(nll_B.to(emit_BTL.dtype), gamma_BTL.to(emit_BTL.dtype))
+
+
+def _in_probabilities(
+    emit_BTL: Tensor, lens_B: Tensor, targets_BU: Tensor, target_lens_B: Tensor, blank: int, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """By `scaled`, and in logarithms where that is not sure; fp64."""
+    emit_TLB = emit_BTL.permute(1, 2, 0).to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+    columns = (x.numpy() for x in (lens_B, targets_BU.T, target_lens_B))
+    nll, gamma, sure = scaled.run(emit_TLB.numpy(), *columns, wanted=wanted)
+    nll_B, sure_B = torch.from_numpy(nll), torch.from_numpy(sure)
+    gamma_BTL = emit_BTL.new_empty(0) if gamma is None else torch.from_numpy(gamma).permute(2, 0, 1).contiguous()
+    rows_R = (~sure_B).nonzero()[:, 0]
+    if len(rows_R):
+        some = (x[rows_R] for x in (emit_BTL, lens_B, targets_BU, target_lens_B))
+        nll_B[rows_R], found = _in_logarithms(*some, blank, wanted)
+        if wanted:
+            gamma_BTL[rows_R] = found
+    return nll_B, gamma_BTL
+
+
+def _in_logarithms(
+    emit_BTL: Tensor, lens_B: Tensor, targets_BU: Tensor, target_lens_B: Tensor, blank: int, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """By torch's alpha and beta over an alphabet of L: the blank, and each token at its first occurrence; fp64."""
+    batch, frames, num_labels = emit_BTL.shape
     firsts_BL = first_occurrences(label_columns(targets_BU, target_lens_B, blank))
     names_BU = firsts_BL[:, 1:] if num_labels > 1 else firsts_BL.new_ones(batch, 1)  # torch asks for a column at least
     emit_TBL = emit_BTL.transpose(0, 1).double().contiguous()
     arguments = (names_BU.contiguous(), lens_B, target_lens_B)
     nll_B, alpha = torch.ops.aten._ctc_loss.Tensor(emit_TBL, *arguments, 0, False)
     if not wanted:
-        return Posteriors(nll_B.to(emit_BTL.dtype), emit_BTL.new_empty(0))
+        return nll_B, emit_BTL.new_empty(0)
     to_emit_TBL = torch.ops.aten._ctc_loss_backward.Tensor(
         torch.ones_like(nll_B), emit_TBL, *arguments, nll_B, alpha, 0, True
     )
-    gamma_BTL = emit_TBL.exp_().sub_(to_emit_TBL).transpose(0, 1).to(emit_BTL.dtype)  # torch gives the softmax less gamma
+    gamma_BTL = emit_TBL.exp_().sub_(to_emit_TBL).transpose(0, 1)  # torch gives the softmax less gamma
     indices_L = torch.arange(num_labels, device=emit_BTL.device)
     used_BL = (indices_L <= target_lens_B[:, None]) & (firsts_BL == indices_L)
     valid_BT = (torch.arange(frames, device=emit_BTL.device) < lens_B[:, None]) & nll_B.isfinite()[:, None]
-    gamma_BTL = gamma_BTL.masked_fill(~(valid_BT[..., None] & used_BL[:, None]), 0.0)
-    return Posteriors(nll_B.to(emit_BTL.dtype), gamma_BTL.contiguous())
+    return nll_B, gamma_BTL.masked_fill(~(valid_BT[..., None] & used_BL[:, None]), 0.0)
 
 
 def blocks(num_rows: int, width: int, numel: int = BLOCK_NUMEL) -> Iterator[slice]:
