@@ -58,13 +58,11 @@ def choose(op: str, wanted: str, device: torch.device, available: tuple[str, ...
     Raises:
         ValueError: the operation has no such implementation, or Triton is asked for on a CPU without its interpreter.
     """
-    if wanted != "auto":
-        if wanted not in available:
-            raise ValueError(f"backend={wanted!r} is unknown to {op}; choose auto or one of {', '.join(available)}")
-        return _runnable(op, wanted, device)
-    forced = _forced if _forced != "auto" else _from_environment
-    if forced in available:
-        return _runnable(op, forced, device)
+    if wanted != "auto" and wanted not in available:
+        raise ValueError(f"backend={wanted!r} is unknown to {op}; choose auto or one of {', '.join(available)}")
+    asked = asked_for(wanted, available)
+    if asked is not None:
+        return _runnable(op, asked, device)
     if device.type == "cuda" and "triton" in available:
         if HAS_TRITON:
             return "triton"
@@ -73,6 +71,16 @@ def choose(op: str, wanted: str, device: torch.device, available: tuple[str, ...
         if name in ("torch", "reference") or (name == "numba" and HAS_NUMBA):
             return name
     raise AssertionError(f"{op} has no implementation for {device}")
+
+
+def asked_for(wanted: str, available: tuple[str, ...]) -> str | None:
+    """The implementation that the call, a `with backend(...)` or the environment names; None when it is left open."""
+    for name in (wanted, _forced, _from_environment):
+        if name in available:
+            return name
+        if name != "auto":
+            return None
+    return None
 
 
 def warn_slow(op: str, reason: str) -> None:

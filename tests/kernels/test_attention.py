@@ -136,9 +136,9 @@ def test_custom_operations_are_sound() -> None:
     leaves = [given[name].clone().requires_grad_() for name in "qkv"]
     terms = [given[name].clone().requires_grad_() for name in "ruw"]
     for extra in ([None, None, None, None, None, None], [given["lens_B"], given["lens_B"], None, *terms]):
-        torch.library.opcheck(triton_impl._forward, (*leaves, *extra, 0, 0, 0, 0.25))
+        torch.library.opcheck(triton_impl._forward.overload, (*leaves, *extra, 0, 0, 0, 0.25))
     table = torch.rand(6, 8, device=DEVICE)
-    torch.library.opcheck(triton_rotary.rotate, (*leaves[:2], table, table, 1.0))
+    torch.library.opcheck(triton_rotary.rotate.overload, (*leaves[:2], table, table, 1.0))
 
 
 def test_autocast_casts_queries_keys_and_values() -> None:

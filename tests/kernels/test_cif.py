@@ -276,7 +276,7 @@ def test_operators_keep_the_rules_of_torch_library(backend: str) -> None:
     operator = band_operation if backend == "torch" else integrate_fused
     arguments = draw_case({"B": 2, "T": 5, "U": 3, "D": 4, "largest": 0.9}, dtype=torch.float32, device=DEVICE, seed=0)
     alphas, hidden = arguments["alphas_BT"].requires_grad_(), torch.randn(2, 5, 4, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(operator, (alphas, hidden, arguments["frame_lens_B"], arguments["token_lens_B"], 3))
+    torch.library.opcheck(operator.overload, (alphas, hidden, arguments["frame_lens_B"], arguments["token_lens_B"], 3))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -206,7 +206,8 @@ def test_operators_are_well_formed(backend: str) -> None:
     inputs = (logits.requires_grad_(), lens, targets, target_lens, 0, True, backend)
     torch.library.opcheck(_forward.overload, inputs)
     nll, lse, gamma = (x.detach() for x in _forward(*inputs))
-    torch.library.opcheck(_backward.overload, (torch.ones_like(nll), logits.detach(), targets, target_lens, lse, gamma, 0, backend))
+    inputs = (torch.ones_like(nll), logits.detach(), targets, target_lens, lse, gamma, 0, backend)
+    torch.library.opcheck(_backward.overload, inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

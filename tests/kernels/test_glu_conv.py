@@ -165,9 +165,9 @@ def test_operators_keep_the_rules_of_torch_library(norm: bool) -> None:
     arguments = draw(SMALL | {"T": 3, "norm": norm}, dtype=torch.float32, device=DEVICE, seed=0)
     x, *rest = leaves(arguments).values()
     if norm:
-        torch.library.opcheck(glu_conv_norm_fused, (x, arguments["valid_BT"], *rest, 1e-5, False, True))
+        torch.library.opcheck(glu_conv_norm_fused.overload, (x, arguments["valid_BT"], *rest, 1e-5, False, True))
     else:
-        torch.library.opcheck(glu_conv_fused, (x, None, *rest, False))
+        torch.library.opcheck(glu_conv_fused.overload, (x, None, *rest, False))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

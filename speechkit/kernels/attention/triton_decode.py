@@ -17,6 +17,7 @@ from torch import Tensor
 from speechkit.kernels.attention.triton_forward import accumulate
 from speechkit.kernels.attention.triton_tiles import FULL, LOG2_E, MASK, Heads, Seen, dot, lengths, load_rows, sees, store_rows
 from speechkit.kernels.attention.visibility import Visibility
+from speechkit.kernels.operator import operator
 
 QUERIES = 16  # of one program: the fewest rows that tensor cores take
 KEYS = 32  # of a tile
@@ -96,7 +97,7 @@ def attend(q_BJHK: Tensor, k_BSHK: Tensor, v_BSHK: Tensor, visible: Visibility |
     return decode(q_BJHK, k_BSHK, v_BSHK, visible.lens_B, mask, scale)
 
 
-@torch.library.custom_op("speechkit::decode_attention", mutates_args=())
+@operator("decode_attention")
 def decode(q: Tensor, k: Tensor, v: Tensor, lens: Tensor | None, mask: Tensor | None, scale: float) -> Tensor:
     """Output, contiguous, shape (B, J, H, K)."""
     (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]

@@ -17,6 +17,7 @@ from speechkit.kernels.attention.triton_forward import forward_kernel
 from speechkit.kernels.attention.triton_rotary import rotate as _rotate
 from speechkit.kernels.attention.triton_tiles import BAND, CHUNK, FULL, MASK, UNLIMITED, Heads, Relative, Seen
 from speechkit.kernels.attention.visibility import Visibility
+from speechkit.kernels.operator import operator
 
 GROUP = 4  # rows of a batch whose gradients by distance one program adds up
 
@@ -89,7 +90,7 @@ def closed_form(visible: Visibility, num_frames: int) -> tuple[int, int, int]:
     return FULL.value, 0, 0
 
 
-@torch.library.custom_op("speechkit::attention_forward", mutates_args=())
+@operator("attention_forward")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -145,7 +146,7 @@ def _forward_like(
     return q.new_empty(q.shape), q.new_empty((batch, heads, queries), dtype=torch.float32)
 
 
-@torch.library.custom_op("speechkit::attention_backward", mutates_args=())
+@operator("attention_backward")
 def _backward(
     grad: Tensor,
     q: Tensor,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from speechkit.kernels.attention.triton_tiles import Heads, load_rows, store_rows
+from speechkit.kernels.operator import operator
 
 FRAMES = 32  # of one program
 
@@ -36,7 +36,7 @@ def turn(x_MP, cos_MN, sin_MN, P: tl.constexpr, M: tl.constexpr):
     return tl.reshape(tl.join(first * cos_MN - second * sin_MN, second * cos_MN + first * sin_MN), (M, P))
 
 
-@torch.library.custom_op("speechkit::rotate", mutates_args=())
+@operator("rotate")
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, way: float) -> tuple[Tensor, Tensor]:
     """Queries and keys, each (B, T, H, K), turned by the angles whose cosines and sines are given, (T, K / 2), times `way`."""
     batch, frames, heads, head_dim = q.shape

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.library import CustomOpDef
+
+from speechkit.kernels.operator import Operator
 
 
-def differentiate(forward: CustomOpDef, backward: CustomOpDef) -> None:
+def differentiate(forward: Operator, backward: Operator) -> None:
     """Registers fakes of both operations and the second as the derivative of the first.
 
     Args:

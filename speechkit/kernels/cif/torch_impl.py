@@ -12,15 +12,15 @@ Shape legend: B batch, T frames, U tokens, D model, P pairs of a frame and a tok
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from speechkit.kernels.cif.autograd import differentiate
 from speechkit.kernels.cif.reference import running_sums
+from speechkit.kernels.operator import Operator
 
 
 class _Band(NamedTuple):
@@ -74,14 +74,8 @@ def _first_of_tokens(band: _Band, num_tokens: int) -> Tensor:
 
 
 def integrate_band(alphas_BT: Tensor, hidden_BTD: Tensor, frame_lens_B: Tensor, token_lens_B: Tensor, max_tokens: int) -> Tensor:
-    """Embeddings of shape (B, U, D); arguments as those of `integrate`.
-
-    Only compiled graphs need the custom operation, whose first call in a process takes seconds of imports.
-    """
-    arguments = (alphas_BT, hidden_BTD, frame_lens_B, token_lens_B, max_tokens)
-    if torch.compiler.is_compiling():
-        return band_operation(*arguments)[0]
-    embeddings_BUD: Tensor = _IntegrateBand.apply(*arguments)
+    """Embeddings of shape (B, U, D); arguments as those of `integrate`."""
+    embeddings_BUD: Tensor = band_operation(alphas_BT, hidden_BTD, frame_lens_B, token_lens_B, max_tokens)[0]
     return embeddings_BUD
 
 
@@ -145,24 +139,5 @@ def _alpha_gradient(by_weight_P: Tensor, band: _Band, sums_BT: Tensor, token_len
     return by_sums_BT.flip(1).cumsum(1).flip(1)
 
 
-class _IntegrateBand(torch.autograd.Function):
-    """`integrate_band`."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        embeddings_BUD, sums_BT = _forward(*arguments)
-        ctx.save_for_backward(sums_BT, *arguments[1:4], arguments[0])
-        return embeddings_BUD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BUD: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad
-        sums_BT, hidden_BTD, frame_lens_B, token_lens_B, alphas_BT = ctx.saved_tensors
-        lens = frame_lens_B, token_lens_B
-        alphas_BT, hidden_BTD = _backward(grad_BUD, sums_BT, hidden_BTD, *lens, alphas_BT, needs[0], needs[1])
-        return alphas_BT if needs[0] else None, hidden_BTD if needs[1] else None, None, None, None
-
-
-band_operation = torch.library.custom_op("speechkit::cif_band", _forward, mutates_args=())
-differentiate(band_operation, torch.library.custom_op("speechkit::cif_band_backward", _backward, mutates_args=()))
+band_operation = Operator("cif_band", _forward)
+differentiate(band_operation, Operator("cif_band_backward", _backward))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from speechkit.kernels.aot import Variant
 from speechkit.kernels.cif.autograd import differentiate
+from speechkit.kernels.operator import operator
 
 SCAN_BLOCK = 1024  # frames
 SEARCH_BLOCK = 64  # tokens
@@ -179,7 +180,7 @@ def _dense_last(x_BTD: Tensor) -> Tensor:
     return x_BTD if x_BTD.stride(2) == 1 else x_BTD.contiguous()
 
 
-@torch.library.custom_op("speechkit::cif_fused", mutates_args=())
+@operator("cif_fused")
 def integrate_fused(
     alphas_BT: Tensor, hidden_BTD: Tensor, frame_lens_B: Tensor, token_lens_B: Tensor, max_tokens: int
 ) -> tuple[Tensor, Tensor]:
@@ -212,7 +213,7 @@ def integrate_fused(
     return embeddings_BUD, sums_BT
 
 
-@torch.library.custom_op("speechkit::cif_fused_backward", mutates_args=())
+@operator("cif_fused_backward")
 def integrate_fused_backward(
     grad_BUD: Tensor,
     sums_BT: Tensor,

@@ -18,6 +18,7 @@ from torch import Tensor
 from speechkit.kernels import dispatch
 from speechkit.kernels.compiled import pays_to_start
 from speechkit.kernels.ctc_align import reference
+from speechkit.kernels.operator import operator
 
 BACKENDS = ("numba", "reference", "triton")
 SECONDS_OF_A_FRAME = 2e-5  # of the reference, besides what follows
@@ -83,7 +84,7 @@ def ctc_viterbi(
     device = log_probs_BTV.device
     chosen = _choose(backend, device, tokens_BU.shape[1])
     lens_B, tokens_BU, token_lens_B = (x.to(device, torch.int64) for x in (lens_B, tokens_BU, token_lens_B))
-    labels_BT, index_BT, spikes_BU, scores_B = torch.ops.speechkit.ctc_align(
+    labels_BT, index_BT, spikes_BU, scores_B = _align(
         log_probs_BTV.detach(), lens_B, tokens_BU, token_lens_B, blank, chosen
     )
     return CtcAlignment(labels_BT, index_BT, spikes_BU, scores_B, scores_B > -torch.inf)
@@ -97,23 +98,13 @@ def _choose(backend: str, device: torch.device, num_tokens: int) -> str:
             raise ValueError(f"tokens has {num_tokens} columns; Triton takes up to {MAX_TRITON_TOKENS}; set backend to auto")
         dispatch.warn_slow("ctc_align", f"transcripts of {num_tokens} tokens; the kernel takes {MAX_TRITON_TOKENS}")
         return "cpu"
-    # Preferring either gives either only where nobody has asked for one of them.
-    other = dispatch.choose("ctc_align", backend, device, ("reference", "numba", "triton"))
-    return chosen if chosen == other else "cpu"
+    return chosen if chosen == "triton" or dispatch.asked_for(backend, BACKENDS) else "cpu"
 
 
-# Declared by hand: `torch.library.custom_op` does the same, but its first call imports torch.compile, which takes seconds.
-torch.library.define(
-    "speechkit::ctc_align",
-    "(Tensor log_probs, Tensor lens, Tensor tokens, Tensor token_lens, int blank, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-
-
-@torch.library.impl("speechkit::ctc_align", "CompositeExplicitAutograd")
+@operator("ctc_align")
 def _align(
     log_probs_BTV: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, blank: int, backend: str
-) -> reference.Paths:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.align` by an implementation named."""
     if backend == "triton":
         from speechkit.kernels.ctc_align import triton_impl
@@ -130,7 +121,7 @@ def _align(
     return reference.align(log_probs_BTV, lens_B, tokens_BU, token_lens_B, blank)
 
 
-@torch.library.register_fake("speechkit::ctc_align")
+@_align.register_fake
 def _(
     log_probs_BTV: Tensor, lens_B: Tensor, tokens_BU: Tensor, token_lens_B: Tensor, blank: int, backend: str
 ) -> reference.Paths:

@@ -83,8 +83,8 @@ def _in_probabilities(
     gamma_BTL = emit_BTL.new_empty(0) if gamma is None else torch.from_numpy(gamma).permute(2, 0, 1).contiguous()
     rows_R = (~sure_B).nonzero()[:, 0]
     if len(rows_R):
-        some = (x[rows_R] for x in (emit_BTL, lens_B, targets_BU, target_lens_B))
-        nll_B[rows_R], found = _in_logarithms(*some, blank, wanted)
+        lengths = lens_B[rows_R], targets_BU[rows_R], target_lens_B[rows_R]
+        nll_B[rows_R], found = _in_logarithms(emit_BTL[rows_R], *lengths, blank, wanted)
         if wanted:
             gamma_BTL[rows_R] = found
     return nll_B, gamma_BTL

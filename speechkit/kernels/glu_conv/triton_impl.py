@@ -21,6 +21,7 @@ from torch import Tensor
 
 from speechkit.kernels.aot import Variant
 from speechkit.kernels.glu_conv.triton_kernels import conv_backward_kernel, forward_kernel, norm_backward_kernel
+from speechkit.kernels.operator import operator
 
 FORWARD_CHUNK = 64  # frames of a program
 BACKWARD_STEP = 4
@@ -82,13 +83,13 @@ def _run_forward(
     return y_BTD, kept_BTD
 
 
-@torch.library.custom_op("speechkit::glu_conv", mutates_args=())
+@operator("glu_conv")
 def glu_conv_fused(x_BTC: Tensor, valid_BT: Tensor | None, weight_D1K: Tensor, bias_D: Tensor, causal: bool) -> Tensor:
     """Gate, mask and convolution, shape (B, T, D); arguments as those of `glu_conv`."""
     return _run_forward(x_BTC, valid_BT, (weight_D1K, bias_D), None, causal, True)[0]
 
 
-@torch.library.custom_op("speechkit::glu_conv_norm_silu", mutates_args=())
+@operator("glu_conv_norm_silu")
 def glu_conv_norm_fused(
     x_BTC: Tensor,
     valid_BT: Tensor | None,
@@ -104,7 +105,7 @@ def glu_conv_norm_fused(
     return _run_forward(x_BTC, valid_BT, (weight_D1K, bias_D), (norm_weight_D, norm_bias_D, eps), causal, keep)
 
 
-@torch.library.custom_op("speechkit::norm_silu_backward", mutates_args=())
+@operator("norm_silu_backward")
 def norm_silu_backward(
     grad_BTD: Tensor, kept_BTD: Tensor, norm_weight_D: Tensor, norm_bias_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +140,7 @@ def _norm_warps(block: int) -> int:
     return min(max(block // 64, 1), 16)
 
 
-@torch.library.custom_op("speechkit::glu_conv_backward", mutates_args=())
+@operator("glu_conv_backward")
 def glu_conv_backward(
     grad_BTD: Tensor, x_BTC: Tensor, valid_BT: Tensor | None, weight_D1K: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

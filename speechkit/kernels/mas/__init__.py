@@ -20,6 +20,7 @@ from torch import Tensor
 from speechkit.kernels import dispatch
 from speechkit.kernels.compiled import pays_to_start
 from speechkit.kernels.mas import reference
+from speechkit.kernels.operator import operator
 
 BACKENDS = ("numba", "reference", "triton")
 SECONDS_OF_A_FRAME = 2.5e-5  # of the reference, besides what follows
@@ -72,7 +73,7 @@ def mas(log_likelihood_BTP: Tensor, frame_lens_B: Tensor, phone_lens_B: Tensor, 
     device = log_likelihood_BTP.device
     chosen = _choose(backend, device, log_likelihood_BTP.shape[2])
     frame_lens_B, phone_lens_B = (x.to(device, torch.int64) for x in (frame_lens_B, phone_lens_B))
-    durations_BP, frame_phone_BT, scores_B = torch.ops.speechkit.mas(
+    durations_BP, frame_phone_BT, scores_B = _align(
         log_likelihood_BTP.detach(), frame_lens_B, phone_lens_B, chosen
     )
     return MasOutput(durations_BP, frame_phone_BT, scores_B, scores_B > -torch.inf)
@@ -88,20 +89,11 @@ def _choose(backend: str, device: torch.device, num_phones: int) -> str:
             )
         dispatch.warn_slow("mas", f"{num_phones} phones; the kernel takes {MAX_TRITON_PHONES}")
         return "cpu"
-    # Preferring either gives either only where nobody has asked for one of them.
-    other = dispatch.choose("mas", backend, device, ("reference", "numba", "triton"))
-    return chosen if chosen == other else "cpu"
+    return chosen if chosen == "triton" or dispatch.asked_for(backend, BACKENDS) else "cpu"
 
 
-# Declared by hand: `torch.library.custom_op` does the same, but its first call imports torch.compile, which takes seconds.
-torch.library.define(
-    "speechkit::mas",
-    "(Tensor log_likelihood, Tensor frame_lens, Tensor phone_lens, str backend) -> (Tensor, Tensor, Tensor)",
-)
-
-
-@torch.library.impl("speechkit::mas", "CompositeExplicitAutograd")
-def _align(log_likelihood_BTP: Tensor, frame_lens_B: Tensor, phone_lens_B: Tensor, backend: str) -> reference.Paths:
+@operator("mas")
+def _align(log_likelihood_BTP: Tensor, frame_lens_B: Tensor, phone_lens_B: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.align` by an implementation named."""
     if backend == "triton":
         from speechkit.kernels.mas import triton_impl
@@ -118,7 +110,7 @@ def _align(log_likelihood_BTP: Tensor, frame_lens_B: Tensor, phone_lens_B: Tenso
     return reference.align(log_likelihood_BTP, frame_lens_B, phone_lens_B)
 
 
-@torch.library.register_fake("speechkit::mas")
+@_align.register_fake
 def _(log_likelihood_BTP: Tensor, frame_lens_B: Tensor, phone_lens_B: Tensor, backend: str) -> reference.Paths:
     batch, num_frames, num_phones = log_likelihood_BTP.shape
     scores_B = log_likelihood_BTP.new_empty(batch, dtype=torch.float32)
