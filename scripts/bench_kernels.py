@@ -345,14 +345,15 @@ def table(rows: Sequence[Row]) -> str:
             continue
         other = next((r for r in rows if r.case == whole.case and (r.contestant, r.part) == (whole.against, whole.part)), None)
         memory = whole.peak_mb / other.peak_mb if other and other.peak_mb and whole.peak_mb is not None else None
-        cells = [_cell(own[part].p50_ms if part in own else None, ".3g") for part in PARTS]
-        cells += [_cell(whole.speedup, ".2f"), _cell(whole.peak_mb, ",.1f"), _cell(memory, ".2f")]
+        cells = [_cell(own[part].p50_ms if part in own else None) for part in PARTS]
+        cells += [_cell(whole.speedup), _cell(whole.peak_mb), _cell(memory)]
         lines.append(f"{head} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _cell(value: float | None) -> str:
+    """Three digits, or all before the point."""
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
