@@ -30,9 +30,7 @@ def leaves(arguments: Arguments) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", TEST_SHAPES)
 def test_triton_against_fp64(shape: str, dtype: torch.dtype) -> None:
-    # The interpreter of Triton cuts fp32 to bf16 where a GPU rounds.
-    tiny = 2.0**-7 if (dtype, DEVICE.type) == (torch.bfloat16, "cpu") else 1e-6
-    check_against_fp64(OPS[0], draw(TEST_SHAPES[shape], dtype=dtype, device=DEVICE, seed=1), "triton", tiny=tiny)
+    check_against_fp64(OPS[0], draw(TEST_SHAPES[shape], dtype=dtype, device=DEVICE, seed=1), "triton", tiny=1e-6)
 
 
 @pytest.mark.parametrize("shape", LONG_SHAPES)

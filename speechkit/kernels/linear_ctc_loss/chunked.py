@@ -55,8 +55,8 @@ def label_scores(hidden_BTD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, l
     exact = torch.promote_types(hidden_BTD.dtype, torch.float32)
     labels_BL = F.pad(labels_BL, (0, -num_labels % TILE))
     across, down = -(-frames // TILE), labels_BL.shape[1] // TILE
-    hidden = F.pad(hidden_BTD.to(exact), (0, 0, 0, -frames % TILE)).view(batch, across, 1, TILE, dim)
-    weights = weight_VD[labels_BL].to(exact).view(batch, 1, down, TILE, dim)
+    hidden = F.pad(hidden_BTD.to(exact), (0, 0, 0, -frames % TILE)).reshape(batch, across, 1, TILE, dim)
+    weights = weight_VD[labels_BL].to(exact).reshape(batch, 1, down, TILE, dim)
     count = batch * across * down
     left, right = (each.expand(batch, across, down, TILE, dim).reshape(count, TILE, dim) for each in (hidden, weights))
     tiles = torch.bmm(left, right.mT).view(batch, across, down, TILE, TILE)
