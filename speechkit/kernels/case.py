@@ -49,6 +49,12 @@ class Op:
     yardstick: str | None = None
 
 
+def draw_lengths(rows: int, longest: int, generator: torch.Generator) -> list[int]:
+    """Lengths from two thirds of the longest on; the first row is as long as it can be."""
+    drawn = torch.randint((2 * longest + 2) // 3, longest + 1, (rows,), generator=generator).tolist()
+    return [longest, *drawn[1:]] if rows else []
+
+
 class Evaluation(NamedTuple):
     """Outputs, and gradients by the name of the argument."""
 

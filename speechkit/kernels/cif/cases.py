@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechkit.kernels.case import Arguments, Op, Shape
+from speechkit.kernels.case import Arguments, Op, Shape, draw_lengths
 from speechkit.kernels.cif import BACKENDS, integrate
 from speechkit.kernels.cif.reference import running_sums, token_weights
 
@@ -38,7 +38,7 @@ def draw(shape: Shape, *, dtype: torch.dtype, device: torch.device | str, seed: 
     """Weights up to the largest, as many tokens as they come to unless the shape says how many; padding holds nan."""
     generator = torch.Generator().manual_seed(seed)
     batch, frames, tokens, dim = (shape[name] for name in "BTUD")
-    lens = shape.get("lens") or _lengths(batch, frames, generator)
+    lens = shape.get("lens") or draw_lengths(batch, frames, generator)
     lens_B = torch.tensor(lens, dtype=torch.long)
     padding_BT = torch.arange(frames) >= lens_B[:, None]
     alphas_BT = torch.rand(batch, frames, generator=generator) * shape["largest"]
@@ -55,12 +55,6 @@ def draw(shape: Shape, *, dtype: torch.dtype, device: torch.device | str, seed: 
         "max_tokens": tokens,
         "frame_lens_B": lens_B.to(device),
     }
-
-
-def _lengths(rows: int, longest: int, generator: torch.Generator) -> list[int]:
-    """The first row is as long as it can be."""
-    drawn = torch.randint((2 * longest + 2) // 3, longest + 1, (rows,), generator=generator).tolist()
-    return [longest, *drawn[1:]] if rows else []
 
 
 def run(arguments: Arguments, backend: str) -> tuple[Tensor, ...]:

@@ -7,19 +7,10 @@ from torch import Tensor
 
 from speechkit.kernels.case import Arguments, Op, Shape
 from speechkit.kernels.ctc_align import BACKENDS, ctc_viterbi, reference
+from speechkit.kernels.ctc_loss import cases
 
-# B, T, U, V, and where it matters the lengths of rows, the blank, and how many different tokens there are.
 TEST_SHAPES: dict[str, Shape] = {
-    "plain": {"B": 3, "T": 14, "U": 4, "V": 11},
-    "repeats": {"B": 2, "T": 13, "U": 6, "V": 5, "tokens": 2},
-    "lengths 0 and 1": {"B": 6, "T": 5, "U": 2, "V": 4, "lens": (5, 0, 1, 0, 1, 2), "token_lens": (0, 0, 1, 1, 0, 2)},
-    "infeasible": {"B": 3, "T": 6, "U": 6, "V": 4, "tokens": 1, "lens": (6, 6, 5), "token_lens": (4, 3, 6)},
-    "one frame": {"B": 2, "T": 1, "U": 1, "V": 3, "lens": (1, 1), "token_lens": (1, 0)},
-    "no tokens at all": {"B": 2, "T": 4, "U": 0, "V": 3},
-    "no frames at all": {"B": 2, "T": 0, "U": 1, "V": 3},
-    "no rows": {"B": 0, "T": 3, "U": 2, "V": 3},
-    "only padding": {"B": 2, "T": 5, "U": 2, "V": 4, "lens": (0, 0), "token_lens": (0, 2)},
-    "last id is blank": {"B": 2, "T": 9, "U": 3, "V": 6, "blank": 5},
+    **{name: shape for name, shape in cases.TEST_SHAPES.items() if name not in ("more than a block", "many tokens")},
     "more than a warp": {"B": 1, "T": 90, "U": 70, "V": 30},
 }
 BENCH_SHAPES: dict[str, Shape] = {
@@ -32,26 +23,19 @@ BENCH_SHAPES: dict[str, Shape] = {
 
 
 def draw(shape: Shape, *, dtype: torch.dtype, device: torch.device | str, seed: int) -> Arguments:
-    """Log-probabilities, lengths between two thirds and all of the shape unless it says which, transcripts without the blank."""
+    """Log-probabilities; lengths and transcripts as those of `ctc_loss`."""
     generator = torch.Generator().manual_seed(seed)
     batch, frames, tokens, vocab = (shape[name] for name in "BTUV")
     blank = shape.get("blank", 0)
-    ids = torch.tensor([token for token in range(vocab) if token != blank][: shape.get("tokens", vocab)])
-    lens = shape.get("lens") or _lengths(batch, frames, generator)
-    token_lens = shape.get("token_lens") or _lengths(batch, tokens, generator)
+    log_probs_BTV = torch.randn(batch, frames, vocab, generator=generator).log_softmax(dim=-1)
+    lens_B, tokens_BU, token_lens_B = cases.draw_targets(shape, (batch, frames, tokens, vocab), blank, generator, device).values()
     return {
-        "log_probs_BTV": torch.randn(batch, frames, vocab, generator=generator).log_softmax(dim=-1).to(device, dtype),
-        "lens_B": torch.tensor(lens, dtype=torch.long, device=device),
-        "tokens_BU": ids[torch.randint(len(ids), (batch, tokens), generator=generator)].to(device),
-        "token_lens_B": torch.tensor(token_lens, dtype=torch.long, device=device),
+        "log_probs_BTV": log_probs_BTV.to(device, dtype),
+        "lens_B": lens_B,
+        "tokens_BU": tokens_BU,
+        "token_lens_B": token_lens_B,
         "blank": blank,
     }
-
-
-def _lengths(rows: int, longest: int, generator: torch.Generator) -> list[int]:
-    """The first row is as long as it can be."""
-    drawn = torch.randint((2 * longest + 2) // 3, longest + 1, (rows,), generator=generator).tolist()
-    return [longest, *drawn[1:]] if rows else []
 
 
 def run(arguments: Arguments, backend: str) -> tuple[Tensor, ...]:

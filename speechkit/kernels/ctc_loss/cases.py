@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechkit.kernels.case import Arguments, Op, Shape
+from speechkit.kernels.case import Arguments, Op, Shape, draw_lengths
 from speechkit.kernels.ctc_loss import BACKENDS, ctc_loss
 
 # B, T, U, V, and where it matters the lengths of rows, the blank, and how many different tokens there are.
@@ -49,8 +49,8 @@ def draw_targets(
 ) -> Arguments:
     """Lengths and transcripts of a shape."""
     batch, frames, tokens, vocab = sizes
-    lens = shape.get("lens") or _lengths(batch, frames, generator)
-    target_lens = shape.get("target_lens") or _lengths(batch, tokens, generator)
+    lens = shape.get("lens") or draw_lengths(batch, frames, generator)
+    target_lens = shape.get("target_lens") or draw_lengths(batch, tokens, generator)
     ids = [token for token in range(vocab) if token != blank][: shape.get("tokens", vocab)]
     chosen_BU = torch.randint(len(ids), (batch, tokens), generator=generator)
     return {
@@ -58,12 +58,6 @@ def draw_targets(
         "targets_BU": torch.tensor(ids)[chosen_BU].to(device),
         "target_lens_B": torch.tensor(target_lens, dtype=torch.long, device=device),
     }
-
-
-def _lengths(rows: int, longest: int, generator: torch.Generator) -> list[int]:
-    """The first row is as long as it can be."""
-    drawn = torch.randint((2 * longest + 2) // 3, longest + 1, (rows,), generator=generator).tolist()
-    return [longest, *drawn[1:]] if rows else []
 
 
 def run(arguments: Arguments, backend: str) -> tuple[Tensor, ...]:

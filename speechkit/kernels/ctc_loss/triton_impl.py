@@ -45,6 +45,20 @@ def _log_add3(a, b, c):
 
 
 @triton.jit
+def log_sum_exp(row, vocab, BLOCK_V: tl.constexpr):
+    """Natural log-sum-exp of the scores of a frame, read once, a block at a time."""
+    places = tl.arange(0, BLOCK_V)
+    high = tl.full((), NEVER, tl.float32)
+    sums = tl.zeros((BLOCK_V,), tl.float32)
+    for v in range(0, vocab, BLOCK_V):
+        x = tl.load(row + v + places, mask=v + places < vocab, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(high, tl.max(x, axis=0))
+        sums = sums * tl.exp2((high - higher) * LOG2_E) + tl.exp2((x - higher) * LOG2_E)
+        high = higher
+    return high + tl.log2(tl.sum(sums, axis=0)) * LN_2
+
+
+@triton.jit
 def lse_gather_kernel(
     logits, lens, targets, target_lens, lse, emit, frames, vocab, num_labels, stride_b, stride_t, stride_u, blank,
     BLOCK_V: tl.constexpr, BLOCK_L: tl.constexpr,
@@ -55,15 +69,7 @@ def lse_gather_kernel(
         tl.store(lse + b * frames + t, float("inf"))
         return
     row = logits + b * stride_b + t.to(tl.int64) * stride_t
-    places = tl.arange(0, BLOCK_V)
-    high = tl.full((), NEVER, tl.float32)
-    sums = tl.zeros((BLOCK_V,), tl.float32)
-    for v in range(0, vocab, BLOCK_V):
-        x = tl.load(row + v + places, mask=v + places < vocab, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(high, tl.max(x, axis=0))
-        sums = sums * tl.exp2((high - higher) * LOG2_E) + tl.exp2((x - higher) * LOG2_E)
-        high = higher
-    log_sum = high + tl.log2(tl.sum(sums, axis=0)) * LN_2
+    log_sum = log_sum_exp(row, vocab, BLOCK_V)
     tl.store(lse + b * frames + t, log_sum)
     out = emit + (b * frames + t) * num_labels
     num_tokens = tl.load(target_lens + b).to(tl.int32)

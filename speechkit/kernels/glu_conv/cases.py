@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speechkit.kernels.case import Arguments, Op, Shape
+from speechkit.kernels.case import Arguments, Op, Shape, draw_lengths
 from speechkit.kernels.glu_conv import BACKENDS, Norm, glu_conv
 
 # B, T, D, K, and where it matters the lengths of rows, whether causal, whether there is a norm.
@@ -38,7 +38,7 @@ def draw(shape: Shape, *, dtype: torch.dtype, device: torch.device | str, seed: 
     """Lengths between two thirds and all of the shape unless it says which; invalid frames hold numbers too."""
     generator = torch.Generator().manual_seed(seed)
     batch, frames, dim, taps = (shape[name] for name in ("B", "T", "D", "K"))
-    lens = shape.get("lens", _lengths(batch, frames, generator))
+    lens = shape.get("lens", draw_lengths(batch, frames, generator))
     valid_BT = None if lens is None else torch.arange(frames) < torch.tensor(lens, dtype=torch.long)[:, None]
     x_BTC = torch.randn(batch, frames, 2 * dim, generator=generator)
     weight_D1K, bias_D, shift_D = (torch.randn(size, generator=generator) for size in ((dim, 1, taps), dim, dim))
@@ -47,12 +47,6 @@ def draw(shape: Shape, *, dtype: torch.dtype, device: torch.device | str, seed: 
         arguments |= {"norm_weight_D": 0.5 + torch.rand(dim, generator=generator), "norm_bias_D": 0.3 * shift_D}
     moved = {name: value.to(device, dtype) for name, value in arguments.items()}
     return moved | {"valid_BT": None if valid_BT is None else valid_BT.to(device), "causal": shape.get("causal", False)}
-
-
-def _lengths(rows: int, longest: int, generator: torch.Generator) -> list[int]:
-    """The first row is as long as it can be."""
-    drawn = torch.randint((2 * longest + 2) // 3, longest + 1, (rows,), generator=generator).tolist()
-    return [longest, *drawn[1:]] if rows else []
 
 
 def run(arguments: Arguments, backend: str) -> tuple[Tensor, ...]:

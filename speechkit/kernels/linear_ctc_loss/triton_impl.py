@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from speechkit.kernels.aot import Variant
-from speechkit.kernels.ctc_loss.triton_impl import LN_2, LOG2_E, NEVER, label_block, recursions, vocab_block
+from speechkit.kernels.ctc_loss.triton_impl import LOG2_E, NEVER, label_block, log_sum_exp, recursions, vocab_block
 
 
 @triton.jit
@@ -25,18 +25,11 @@ def softmax_less_gamma_kernel(
     """
     m = tl.program_id(0).to(tl.int64)
     row = scores + m * vocab
-    places = tl.arange(0, BLOCK_V)
-    high = tl.full((), NEVER, tl.float32)
-    sums = tl.zeros((BLOCK_V,), tl.float32)
-    for v in range(0, vocab, BLOCK_V):
-        x = tl.load(row + v + places, mask=v + places < vocab, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(high, tl.max(x, axis=0))
-        sums = sums * tl.exp2((high - higher) * LOG2_E) + tl.exp2((x - higher) * LOG2_E)
-        high = higher
-    log_sum = high + tl.log2(tl.sum(sums, axis=0)) * LN_2
+    log_sum = log_sum_exp(row, vocab, BLOCK_V)
     tl.store(lse + m, log_sum)
     if GRADIENT:
         weight = tl.load(scale + m)
+        places = tl.arange(0, BLOCK_V)
         for v in range(0, vocab, BLOCK_V):
             x = tl.load(row + v + places, mask=v + places < vocab, other=float("-inf")).to(tl.float32)
             soft = tl.exp2((x - log_sum) * LOG2_E) * weight

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechkit.kernels.case import Arguments, Op, Shape
+from speechkit.kernels.case import Arguments, Op, Shape, draw_lengths
 from speechkit.kernels.mas import BACKENDS, mas, reference
 
 # B, T, P, and where it matters the lengths of rows.
@@ -37,19 +37,13 @@ def draw(shape: Shape, *, dtype: torch.dtype, device: torch.device | str, seed: 
     """Log-likelihoods, lengths between two thirds and all of the shape unless it says which."""
     generator = torch.Generator().manual_seed(seed)
     batch, frames, phones = (shape[name] for name in "BTP")
-    frame_lens = shape.get("frame_lens") or _lengths(batch, frames, generator)
-    phone_lens = shape.get("phone_lens") or _lengths(batch, phones, generator)
+    frame_lens = shape.get("frame_lens") or draw_lengths(batch, frames, generator)
+    phone_lens = shape.get("phone_lens") or draw_lengths(batch, phones, generator)
     return {
         "log_likelihood_BTP": (torch.randn(batch, frames, phones, generator=generator) - 1.0).to(device, dtype),
         "frame_lens_B": torch.tensor(frame_lens, dtype=torch.long, device=device),
         "phone_lens_B": torch.tensor(phone_lens, dtype=torch.long, device=device),
     }
-
-
-def _lengths(rows: int, longest: int, generator: torch.Generator) -> list[int]:
-    """The first row is as long as it can be."""
-    drawn = torch.randint((2 * longest + 2) // 3, longest + 1, (rows,), generator=generator).tolist()
-    return [longest, *drawn[1:]] if rows else []
 
 
 def run(arguments: Arguments, backend: str) -> tuple[Tensor, ...]:
