@@ -9,22 +9,14 @@ Shape legend: B batch, N samples, T frames, F mel bins, K samples of an FFT, R r
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from speechkit.audio import mel
-from speechkit.audio.cmvn import Cmvn, valid_frames
+from speechkit.audio import frames, mel
+from speechkit.audio.cmvn import Cmvn
 from speechkit.types import Seconds
-
-_CPU_ROWS = 4096  # frames per chunk: few enough for the cache, enough to keep threads from waiting for each other
-_GPU_ROWS = 1 << 15
-_MIN_ROWS = 32  # GEMM takes other code paths, with other rounding, for fewer rows
 
 
 class LogMel(nn.Module):
@@ -73,10 +65,10 @@ class LogMel(nn.Module):
             cmvn: normalisation of the result.
         """
         super().__init__()
-        _require(win_length >= 1, "win_length", win_length, "at least 1")
-        _require(n_fft >= win_length, "n_fft", n_fft, f"at least win_length={win_length}")
-        _require(hop_length >= 1, "hop_length", hop_length, "at least 1")
-        _require(log_floor > 0, "log_floor", log_floor, "above 0")
+        frames.require(win_length >= 1, "win_length", win_length, "at least 1")
+        frames.require(n_fft >= win_length, "n_fft", n_fft, f"at least win_length={win_length}")
+        frames.require(hop_length >= 1, "hop_length", hop_length, "at least 1")
+        frames.require(log_floor > 0, "log_floor", log_floor, "above 0")
         f_max = sample_rate / 2 if f_max is None else f_max
         self.sample_rate = sample_rate
         self.n_fft = n_fft
@@ -91,11 +83,8 @@ class LogMel(nn.Module):
         self.mel_scale = mel_scale
         self.mel_norm = mel_norm
         self.cmvn = cmvn
-        left = (n_fft - win_length) // 2
-        window_K = np.zeros(n_fft)
-        window_K[left : left + win_length] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win_length) / win_length)
         weights_KF = mel.filterbank(sample_rate, n_fft, num_mels, f_min, f_max, scale=mel_scale, norm=mel_norm)
-        self._constants = _Constants(window_K, weights_KF)
+        self._constants = frames.Constants(frames.hann_window(win_length, n_fft), weights_KF)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Frames of utterances of so many samples (int64 tensor of any shape)."""
@@ -115,7 +104,7 @@ class LogMel(nn.Module):
         Raises:
             ValueError: shapes do not fit, or a length exceeds N.
         """
-        _check_batch(wave_BN, wave_lens_B)
+        frames.check_batch(wave_BN, wave_lens_B)
         num_samples = wave_BN.shape[1]
         feat_lens_B = self.num_frames(wave_lens_B)
         num_frames = num_samples // self.hop_length + 1 if num_samples else 0
@@ -123,19 +112,19 @@ class LogMel(nn.Module):
         hop, reach = self.hop_length, self.n_fft // 2
         ragged = wave_BN.device.type != "cpu" or bool((wave_lens_B < num_samples).any())
         pieces: list[Tensor] = []
-        step = _frames_per_chunk(wave_BN)
+        step = frames.frames_per_chunk(wave_BN)
         with torch.autocast(wave_BN.device.type, enabled=False):
             for first in range(0, num_frames, step):
                 count = min(step, num_frames - first)
                 begin = first * hop - reach
                 end = begin + (count - 1) * hop + self.n_fft
-                x_BS = _samples(wave_BN, begin - 1, end)
+                x_BS = frames.samples(wave_BN, begin - 1, end)
                 y_BS = x_BS[:, 1:] - self.preemphasis * x_BS[:, :-1] if self.preemphasis else x_BS[:, 1:]
                 if ragged or end > num_samples:  # pre-emphasis leaves an echo after the last sample
                     index_S = torch.arange(begin, end, device=wave_BN.device)
                     y_BS = y_BS.masked_fill(index_S >= wave_lens_B[:, None], 0.0)
                 frames_BTK = y_BS.unfold(1, self.n_fft, hop) * window_K
-                pieces.append(_log_mel(frames_BTK, self.n_fft, weights_KF, self.log_floor))
+                pieces.append(frames.log_mel(frames_BTK, self.n_fft, weights_KF, self.log_floor))
             return _finish(pieces, wave_BN, feat_lens_B, self.output_dim, self.cmvn)
 
     def settings(self) -> dict[str, Any]:
@@ -158,7 +147,7 @@ class LogMel(nn.Module):
 
     def fingerprint(self) -> str:
         """Hash of the settings, to tell whether a checkpoint was trained on these features."""
-        return _fingerprint(self.settings())
+        return frames.hash_settings(self.settings())
 
 
 class KaldiFbank(nn.Module):
@@ -213,8 +202,8 @@ class KaldiFbank(nn.Module):
         self.output_dim = num_mels
         self.win_length = int(sample_rate * frame_length)
         self.hop_length = int(sample_rate * frame_shift)
-        _require(self.win_length >= 2, "frame_length", frame_length, "at least two samples long")
-        _require(self.hop_length >= 1, "frame_shift", frame_shift, "at least one sample long")
+        frames.require(self.win_length >= 2, "frame_length", frame_length, "at least two samples long")
+        frames.require(self.hop_length >= 1, "frame_shift", frame_shift, "at least one sample long")
         self.n_fft = 1 << (self.win_length - 1).bit_length()
         self.frame_shift: Seconds = self.hop_length / sample_rate
         self.f_min = f_min
@@ -226,7 +215,7 @@ class KaldiFbank(nn.Module):
         self.scale = scale
         self.cmvn = cmvn
         weights_KF = mel.kaldi_filterbank(sample_rate, self.n_fft, num_mels, f_min, self.f_max)
-        self._constants = _Constants(mel.kaldi_window(window, self.win_length), weights_KF)
+        self._constants = frames.Constants(mel.kaldi_window(window, self.win_length), weights_KF)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Frames of utterances of so many samples (int64 tensor of any shape)."""
@@ -249,20 +238,23 @@ class KaldiFbank(nn.Module):
         Raises:
             ValueError: shapes do not fit, or a length exceeds N.
         """
-        _check_batch(wave_BN, wave_lens_B)
+        frames.check_batch(wave_BN, wave_lens_B)
         feat_lens_B = self.num_frames(wave_lens_B)
         num_frames = int(self.num_frames(torch.tensor(wave_BN.shape[1])))
         window_K, weights_KF = self._constants.on(wave_BN.device)
         offset = 0 if self.snip_edges else self.hop_length // 2 - self.win_length // 2
         pieces: list[Tensor] = []
-        step = _frames_per_chunk(wave_BN)
+        step = frames.frames_per_chunk(wave_BN)
         with torch.autocast(wave_BN.device.type, enabled=False):
             for first in range(0, num_frames, step):
                 begin = first * self.hop_length + offset
                 end = begin + (min(step, num_frames - first) - 1) * self.hop_length + self.win_length
-                x_BS = _samples(wave_BN, begin, end) if self.snip_edges else _mirrored(wave_BN, wave_lens_B, begin, end)
+                if self.snip_edges:
+                    x_BS = frames.samples(wave_BN, begin, end)
+                else:
+                    x_BS = frames.mirrored(wave_BN, wave_lens_B, begin, end)
                 frames_BTK = self._condition(x_BS.unfold(1, self.win_length, self.hop_length)) * window_K
-                pieces.append(_log_mel(frames_BTK, self.n_fft, weights_KF, torch.finfo(torch.float32).eps))
+                pieces.append(frames.log_mel(frames_BTK, self.n_fft, weights_KF, torch.finfo(torch.float32).eps))
             return _finish(pieces, wave_BN, feat_lens_B, self.output_dim, self.cmvn)
 
     def _condition(self, frames_BTK: Tensor) -> Tensor:
@@ -295,88 +287,12 @@ class KaldiFbank(nn.Module):
 
     def fingerprint(self) -> str:
         """Hash of the settings, to tell whether a checkpoint was trained on these features."""
-        return _fingerprint(self.settings())
-
-
-class _Constants:
-    """Window and filterbank in float32, per device: kept out of the module's buffers so that .half() spares them."""
-
-    def __init__(self, window_K: np.ndarray, weights_KF: np.ndarray) -> None:
-        # Power is re^2 + im^2: with every row doubled the GEMM adds the two, and no pass over the spectra is needed.
-        doubled_KF = np.repeat(weights_KF, 2, axis=0)
-        self._tensors = {torch.device("cpu"): (_float32(window_K), _float32(doubled_KF))}
-
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._tensors:
-            window_K, weights_KF = self._tensors[torch.device("cpu")]
-            self._tensors[device] = (window_K.to(device), weights_KF.to(device))
-        return self._tensors[device]
-
-
-def _float32(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
-
-def _log_mel(frames_BTK: Tensor, n_fft: int, weights_KF: Tensor, floor: float) -> Tensor:
-    """Windowed frames to log-mel, shape (B, T, F)."""
-    batch, count, _ = frames_BTK.shape
-    spectrum = torch.fft.rfft(frames_BTK, n=n_fft)
-    power_RK = torch.view_as_real(spectrum).square().view(batch * count, n_fft // 2 * 2 + 2)
-    rows = batch * count
-    if rows < _MIN_ROWS:
-        power_RK = functional.pad(power_RK, (0, 0, 0, _MIN_ROWS - rows))
-    mel_RF = torch.mm(power_RK, weights_KF)[:rows]
-    return mel_RF.clamp(min=floor).log().view(batch, count, -1)
+        return frames.hash_settings(self.settings())
 
 
 def _finish(pieces: list[Tensor], wave_BN: Tensor, feat_lens_B: Tensor, dim: int, cmvn: Cmvn | None) -> tuple[Tensor, Tensor]:
     """Joins the chunks, silences padded frames and normalises."""
-    if not pieces:
-        return wave_BN.new_zeros((len(wave_BN), 0, dim), dtype=torch.float32), feat_lens_B
-    feats_BTF = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-    if cmvn is not None:
+    feats_BTF = frames.join(pieces, wave_BN, dim)
+    if cmvn is not None and pieces:
         return cmvn(feats_BTF, feat_lens_B), feat_lens_B
-    if feats_BTF.device.type == "cpu" and bool((feat_lens_B == feats_BTF.shape[1]).all()):
-        return feats_BTF, feat_lens_B
-    return feats_BTF.masked_fill(~valid_frames(feats_BTF, feat_lens_B).unsqueeze(2), 0.0), feat_lens_B
-
-
-def _samples(wave_BN: Tensor, begin: int, end: int) -> Tensor:
-    """Samples begin..end of every row in float32, zeros where the waveform does not reach."""
-    num_samples = wave_BN.shape[1]
-    x_BS = wave_BN[:, min(max(begin, 0), num_samples) : max(min(end, num_samples), 0)].float()
-    left, right = max(0, -begin), max(0, end - max(num_samples, begin))
-    return functional.pad(x_BS, (left, right)) if left or right else x_BS
-
-
-def _mirrored(wave_BN: Tensor, wave_lens_B: Tensor, begin: int, end: int) -> Tensor:
-    """Samples begin..end of every row in float32, mirrored at both ends of the utterance (..., 1, 0, 0, 1, ...)."""
-    index_BS = torch.arange(begin, end, device=wave_BN.device).expand(len(wave_BN), -1)
-    length_B1 = wave_lens_B.clamp(min=1)[:, None]
-    index_BS = index_BS.remainder(2 * length_B1)
-    index_BS = torch.where(index_BS < length_B1, index_BS, 2 * length_B1 - 1 - index_BS)
-    return wave_BN.gather(1, index_BS).float()
-
-
-def _frames_per_chunk(wave_BN: Tensor) -> int:
-    rows = _CPU_ROWS if wave_BN.device.type == "cpu" else _GPU_ROWS
-    return max(1, rows // max(1, len(wave_BN)))
-
-
-def _check_batch(wave_BN: Tensor, wave_lens_B: Tensor) -> None:
-    if wave_BN.ndim != 2 or wave_lens_B.shape != wave_BN.shape[:1]:
-        shapes = f"wave_BN has shape {tuple(wave_BN.shape)}, wave_lens_B {tuple(wave_lens_B.shape)}"
-        raise ValueError(f"{shapes}: give (B, N) and (B,)")
-    if not wave_BN.is_floating_point():
-        raise ValueError(f"wave_BN is {wave_BN.dtype}: give floating point samples in [-1, 1]")
-    if wave_lens_B.device.type == "cpu" and len(wave_lens_B) and int(wave_lens_B.max()) > wave_BN.shape[1]:
-        raise ValueError(f"wave_lens_B holds {int(wave_lens_B.max())}: wave_BN has {wave_BN.shape[1]} samples a row")
-
-
-def _require(condition: bool, name: str, value: float, rule: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value}: must be {rule}")
-
-
-def _fingerprint(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return frames.silence_padding(feats_BTF, feat_lens_B), feat_lens_B

@@ -129,7 +129,7 @@ def test_padding_and_batch_mates_change_nothing(make, lens: list[int], padding: 
 def test_chunks_do_not_show(make, monkeypatch: pytest.MonkeyPatch) -> None:
     waves_lens = batch([wave(40000), wave(23456, seed=1)])
     whole, _ = make()(*waves_lens)
-    monkeypatch.setattr("speechkit.audio.features._CPU_ROWS", 74)
+    monkeypatch.setattr("speechkit.audio.frames._CPU_ROWS", 74)
     pieces, _ = make()(*waves_lens)
     assert torch.equal(whole, pieces)
 
