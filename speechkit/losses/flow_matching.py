@@ -73,7 +73,7 @@ def conditional_flow(x1_BTD: Tensor, x0_BTD: Tensor, t_B: Tensor, sigma: float =
         raise ValueError(f"shapes {shapes} do not fit; give x1 and x0 as (B, T, D) and t as (B,)")
     _check_sigma(sigma)
     x1_BTD, x0_BTD = _at_least_fp32(x1_BTD), _at_least_fp32(x0_BTD)
-    t_B11 = t_B.to(x1_BTD.dtype)[:, None, None]
+    t_B11 = t_B.to(x1_BTD)[:, None, None]
     return FlowSample((1 - (1 - sigma) * t_B11) * x0_BTD + t_B11 * x1_BTD, x1_BTD - (1 - sigma) * x0_BTD)
 
 
@@ -96,7 +96,7 @@ def path_end(x_t_BTD: Tensor, velocity_BTD: Tensor, t_B: Tensor, sigma: float = 
     """
     _check_sigma(sigma)
     velocity_BTD, x_t_BTD = _at_least_fp32(velocity_BTD), _at_least_fp32(x_t_BTD)
-    x0_BTD = x_t_BTD - t_B.to(x_t_BTD.dtype)[:, None, None] * velocity_BTD
+    x0_BTD = x_t_BTD - t_B.to(x_t_BTD)[:, None, None] * velocity_BTD
     return velocity_BTD + (1 - sigma) * x0_BTD
 
 

@@ -87,6 +87,7 @@ def test_autocast_changes_nothing(kind: str) -> None:
 
 
 def test_vector_quantizer_takes_the_code_of_largest_cosine_and_counts_its_error() -> None:
+    torch.manual_seed(0)
     module = VectorQuantizer(dim=DIM, num_codes=16, code_dim=3)
     z, lens_B = batch([5, 3])
     out = module(z, lens_B)
@@ -102,6 +103,7 @@ def test_vector_quantizer_takes_the_code_of_largest_cosine_and_counts_its_error(
 
 
 def test_gradients_of_the_vector_quantizer() -> None:
+    torch.manual_seed(0)
     module = VectorQuantizer(dim=DIM, num_codes=16, code_dim=3)
     z = torch.randn(2, 5, DIM, requires_grad=True)
     out = module(z, torch.tensor([5, 5]))
@@ -220,6 +222,7 @@ def test_usage_and_perplexity() -> None:
 
 
 def test_dead_codes_become_frames_of_the_batch() -> None:
+    torch.manual_seed(0)
     module = VectorQuantizer(dim=DIM, num_codes=16, code_dim=3)
     z, lens_B = batch([6, 3])
     out = module(z, lens_B)
