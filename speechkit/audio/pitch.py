@@ -1,8 +1,11 @@
-"""Pitch and energy of speech, frame by frame, on the frames of `LogMel`: frame t is centred on sample t * hop_length.
+"""Pitch and energy of speech, frame by frame, on the frames of `MelSpectrogram` with the same hop and padding:
+
+- "same": ceil(N / hop_length) frames, frame t centred on the middle of samples t * hop_length .. (t + 1) * hop_length;
+- "center": 1 + N // hop_length frames (none for N = 0), frame t centred on sample t * hop_length, as those of `LogMel`.
 
 F0 is found as Praat does by default: the autocorrelation of a Hann window of three longest periods, divided by that of the
 window; its highest maxima are the candidates of a frame, "unvoiced" is one more, and the cheapest path through them is taken.
-It needs numpy alone, finds what Praat finds (within a few cents) and takes about a tenth of the time of librosa.pyin.
+It needs no further package, finds what Praat finds (within a few cents) and takes about a tenth of the time of librosa.pyin.
 
 Source: Boersma, "Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a sampled
 sound", IFA Proceedings 17 (1993); energy as in Ren et al., "FastSpeech 2", ICLR 2021, section 2.3.
@@ -15,9 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from speechkit.audio.frames import require
+
+Padding = Literal["same", "center"]
 
 _PERIODS = 3  # of f_min, under the window
 _OVERSAMPLING = 2  # of the autocorrelation, so that a parabola is enough for its maxima
@@ -77,7 +84,15 @@ class Moments:
         return math.sqrt(self.variance)
 
 
-def f0(wave_N: np.ndarray, sample_rate: int, *, hop_length: int, f_min: float = 65.0, f_max: float = 600.0) -> PitchTrack:
+def f0(
+    wave_N: np.ndarray,
+    sample_rate: int,
+    *,
+    hop_length: int,
+    f_min: float = 65.0,
+    f_max: float = 600.0,
+    padding: Padding = "same",
+) -> PitchTrack:
     """Tracks the pitch of one voice.
 
     The loudness of the recording does not matter; what lies outside of it counts as silence. The voicing of a frame
@@ -89,18 +104,19 @@ def f0(wave_N: np.ndarray, sample_rate: int, *, hop_length: int, f_min: float = 
         hop_length: samples from frame to frame.
         f_min: lowest pitch, Hz; the window lasts three of its periods.
         f_max: highest pitch, Hz.
+        padding: where frames lie, see the head of this file.
 
     Returns:
-        1 + N // hop_length frames, none for N = 0.
+        Pitch and voicing of each frame.
 
     Raises:
         ValueError: the waveform is not of one channel or not finite, or an argument is out of range.
     """
     wave_N = _one_channel(wave_N)
-    _require(hop_length >= 1, "hop_length", hop_length, "at least 1")
-    _require(0 < f_min < f_max, "f_min", f_min, f"above 0 and below f_max={f_max}")
-    _require(sample_rate >= 4 * f_max, "sample_rate", sample_rate, f"at least 4 * f_max = {4 * f_max:g} Hz, or f_max lower")
-    num_frames = _num_frames(len(wave_N), hop_length)
+    require(hop_length >= 1, "hop_length", hop_length, "at least 1")
+    require(0 < f_min < f_max, "f_min", f_min, f"above 0 and below f_max={f_max}")
+    require(sample_rate >= 4 * f_max, "sample_rate", sample_rate, f"at least 4 * f_max = {4 * f_max:g} Hz, or f_max lower")
+    num_frames = _num_frames(len(wave_N), hop_length, padding)
     if not num_frames:
         return PitchTrack(np.zeros(0, np.float32), np.zeros(0, bool))
     centred_N = wave_N - wave_N.mean()
@@ -108,7 +124,9 @@ def f0(wave_N: np.ndarray, sample_rate: int, *, hop_length: int, f_min: float = 
     if peak <= _ROUNDING * float(np.abs(wave_N).max()):
         return PitchTrack(np.zeros(num_frames, np.float32), np.zeros(num_frames, bool))
     size = 2 * round(_PERIODS * sample_rate / f_min / 2) + 1
-    frames_TS = _frames(centred_N / peak, size, hop_length)
+    padded_N = np.pad(centred_N / peak, (size, size + hop_length))
+    first_sample = size - size // 2 + (hop_length // 2 if padding == "same" else 0)
+    frames_TS = np.lib.stride_tricks.sliding_window_view(padded_N[first_sample:], size)[::hop_length][:num_frames]
     chunks = [
         _candidates(frames_TS[first : first + _CHUNK_FRAMES], sample_rate, f_min, f_max)
         for first in range(0, num_frames, _CHUNK_FRAMES)
@@ -119,33 +137,42 @@ def f0(wave_N: np.ndarray, sample_rate: int, *, hop_length: int, f_min: float = 
     return PitchTrack(f0_T, f0_T > 0)
 
 
-def energy(wave_N: np.ndarray, *, n_fft: int, win_length: int, hop_length: int) -> np.ndarray:
+def energy(
+    wave_N: np.ndarray, *, n_fft: int = 1024, win_length: int = 1024, hop_length: int = 256, padding: Padding = "same"
+) -> np.ndarray:
     """L2 norm of the magnitude spectrum of each frame: FastSpeech 2's energy.
 
-    It equals `np.linalg.norm(abs(librosa.stft(wave, n_fft, hop_length, win_length, pad_mode="constant")), axis=0)`, but is
-    computed from the windowed samples, by Parseval's theorem.
+    Outside of the recording the waveform is reflected, as that of `MelSpectrogram`, so this is the norm of the spectra that
+    its mel bands are taken from; it is computed from the windowed samples, by Parseval's theorem.
 
     Args:
         wave_N: samples of one channel, shape (N,).
         n_fft: samples of an FFT, even.
         win_length: samples under the periodic Hann window, centred in the FFT.
-        hop_length: samples from frame to frame.
+        hop_length: samples from frame to frame; even, if padding is "same".
+        padding: where frames lie, see the head of this file.
 
     Returns:
-        Energies, float32, shape (1 + N // hop_length,); none for N = 0.
+        Energies, float32, shape (T,).
 
     Raises:
         ValueError: the waveform is not of one channel or not finite, or an argument is out of range.
     """
     wave_N = _one_channel(wave_N)
-    _require(win_length >= 1, "win_length", win_length, "at least 1")
-    _require(n_fft >= win_length and n_fft % 2 == 0, "n_fft", n_fft, f"even and at least win_length={win_length}")
-    _require(hop_length >= 1, "hop_length", hop_length, "at least 1")
-    num_frames = _num_frames(len(wave_N), hop_length)
+    require(win_length >= 1, "win_length", win_length, "at least 1")
+    require(n_fft >= win_length and n_fft % 2 == 0, "n_fft", n_fft, f"even and at least win_length={win_length}")
+    require(hop_length >= 1, "hop_length", hop_length, "at least 1")
+    require(padding == "center" or hop_length % 2 == 0, "hop_length", hop_length, 'even where padding="same"')
+    num_frames = _num_frames(len(wave_N), hop_length, padding)
+    if not num_frames:
+        return np.zeros(0, np.float32)
     left = (n_fft - win_length) // 2
     window_S = np.zeros(n_fft)
     window_S[left : left + win_length] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win_length) / win_length)
-    frames_TS = _frames(wave_N, n_fft, hop_length)
+    reach = (n_fft - hop_length) // 2 if padding == "same" else n_fft // 2
+    end = (num_frames - 1) * hop_length + n_fft - reach
+    padded_N = np.pad(wave_N, (max(0, reach), max(0, end - len(wave_N))), mode="reflect")
+    frames_TS = np.lib.stride_tricks.sliding_window_view(padded_N[max(0, -reach) :], n_fft)[::hop_length][:num_frames]
     squares_T = np.zeros(num_frames)
     for first in range(0, num_frames, _CHUNK_FRAMES):
         chunk = frames_TS[first : first + _CHUNK_FRAMES] * window_S
@@ -276,15 +303,10 @@ def _best_path(hz_TC: np.ndarray, strength_TC: np.ndarray, scale: float) -> np.n
     return best_T
 
 
-def _frames(wave_N: np.ndarray, size: int, hop_length: int) -> np.ndarray:
-    """Windows of `size` samples centred on each frame, zeros outside of the recording; a view, shape (T, S)."""
-    if not len(wave_N):
-        return np.zeros((0, size))
-    padded = np.pad(wave_N, (size // 2, size - size // 2))
-    return np.lib.stride_tricks.sliding_window_view(padded, size)[: len(wave_N) + 1 : hop_length]
-
-
-def _num_frames(num_samples: int, hop_length: int) -> int:
+def _num_frames(num_samples: int, hop_length: int, padding: Padding) -> int:
+    require(padding in ("same", "center"), "padding", repr(padding), '"same" or "center"')
+    if padding == "same":
+        return -(-num_samples // hop_length)
     return 1 + num_samples // hop_length if num_samples else 0
 
 
@@ -295,11 +317,6 @@ def _one_channel(wave_N: np.ndarray) -> np.ndarray:
     if not np.isfinite(wave_N).all():
         raise ValueError("wave_N holds values that are not finite: decode the recording anew or leave it out")
     return wave_N
-
-
-def _require(holds: bool, name: str, value: object, needed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={value}: must be {needed}")
 
 
 __all__ = ["Moments", "PitchTrack", "energy", "f0", "interpolate_log_f0", "moments", "moments_by_speaker"]

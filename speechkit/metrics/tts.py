@@ -350,13 +350,14 @@ def _accumulate(ref_TM: np.ndarray, syn_SM: np.ndarray) -> tuple[np.ndarray, flo
         gaps = ref_TM[low:high] - reversed_SM[low + offset : high + offset]
         costs = np.sqrt(np.einsum("nm,nm->n", gaps, gaps))
         if diagonal:
-            options = np.stack([earlier_T[low:high], last_T[low + 1 : high + 1], last_T[low:high]])
-            step = options.argmin(axis=0)
-            costs += options[step, np.arange(high - low)]
-            first = low * num_syn + diagonal - low  # of the flattened table; the next is a row down and a column back
-            places = first + np.arange(high - low) * (num_syn - 1)
-            steps[places] = step
-        earlier_T, last_T = last_T, np.full(num_ref + 1, np.inf)
+            both, in_syn, in_ref = earlier_T[low:high], last_T[low + 1 : high + 1], last_T[low:high]
+            one_side = np.minimum(in_syn, in_ref)
+            costs += np.minimum(both, one_side)
+            # of the flattened table; the next place on the diagonal is a row down and a column back
+            places = slice(low * num_syn + diagonal - low, (high - 1) * num_syn + diagonal - high + 2, max(1, num_syn - 1))
+            steps[places] = np.where(both <= one_side, _DIAGONAL, np.where(in_syn <= in_ref, _NEXT_SYNTHESIS, _NEXT_REFERENCE))
+        earlier_T, last_T = last_T, earlier_T
+        last_T.fill(np.inf)
         last_T[low + 1 : high + 1] = costs
     return steps.reshape(num_ref, num_syn), float(last_T[num_ref])
 

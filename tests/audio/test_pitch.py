@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechkit.audio import frames
 from speechkit.audio.pitch import Moments, energy, f0, interpolate_log_f0, moments, moments_by_speaker
+from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.text import espeak
 
 RATE, HOP = 22050, 256
@@ -51,11 +55,13 @@ def test_a_missing_fundamental_is_found() -> None:
     assert _cents(found_T, 150.0).max() < 1.0
 
 
-def test_frames_are_centred_on_multiples_of_the_hop() -> None:
-    hz_N = 100.0 * 2.0 ** np.linspace(0, 1.5, 2 * RATE)
-    track = f0(_voice(hz_N), RATE, hop_length=HOP)
-    middle = np.arange(len(track.f0_T))[8:-8]
-    assert _cents(track.f0_T[middle], hz_N[middle * HOP]).max() < 3.0  # half a frame would be 5 cents
+def test_frames_are_centred_where_they_say() -> None:
+    hz_N = 100.0 * 2.0 ** np.linspace(0, 3, 2 * RATE)
+    hop = 1024
+    for padding, offset in (("center", 0), ("same", hop // 2)):
+        f0_T = f0(_voice(hz_N), RATE, hop_length=hop, padding=padding).f0_T
+        middle = np.arange(len(f0_T))[3:-8]
+        assert _cents(f0_T[middle], hz_N[middle * hop + offset]).max() < 3.0  # half a hop is 42 cents
 
 
 def test_a_semitone_is_a_hundred_cents() -> None:
@@ -93,7 +99,7 @@ def test_chunks_change_nothing(speech: np.ndarray, monkeypatch: pytest.MonkeyPat
 
 def test_speech_as_librosa_hears_it(speech: np.ndarray) -> None:
     librosa = pytest.importorskip("librosa")
-    track = f0(speech, RATE, hop_length=HOP)
+    track = f0(speech, RATE, hop_length=HOP, padding="center")
     theirs_T, voiced_T, _ = librosa.pyin(speech, fmin=65, fmax=600, sr=RATE, frame_length=2048, hop_length=HOP)
     both_T = track.voiced_T & voiced_T
     assert both_T.sum() > 0.9 * track.voiced_T.sum()
@@ -103,7 +109,7 @@ def test_speech_as_librosa_hears_it(speech: np.ndarray) -> None:
 
 def test_speech_as_praat_hears_it(speech: np.ndarray) -> None:
     parselmouth = pytest.importorskip("parselmouth")
-    track = f0(speech, RATE, hop_length=HOP)
+    track = f0(speech, RATE, hop_length=HOP, padding="center")
     pitch = parselmouth.Sound(speech.astype(np.float64), RATE).to_pitch_ac(HOP / RATE, 65, pitch_ceiling=600)
     theirs_T = np.nan_to_num([pitch.get_value_at_time(t * HOP / RATE) for t in range(len(track.f0_T))])
     both_T = track.voiced_T & (theirs_T > 0)
@@ -112,35 +118,37 @@ def test_speech_as_praat_hears_it(speech: np.ndarray) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(num_samples=st.integers(0, 3 * HOP), hop=st.sampled_from([1, 100, HOP]), seed=st.integers(0, 99))
+@given(num_samples=st.integers(0, 3 * HOP), hop=st.sampled_from([2, 100, HOP]), seed=st.integers(0, 99))
 def test_any_length(num_samples: int, hop: int, seed: int) -> None:
     wave_N = np.random.default_rng(seed).standard_normal(num_samples)
-    track = f0(wave_N, RATE, hop_length=hop)
-    num_frames = 1 + num_samples // hop if num_samples else 0
-    assert track.f0_T.shape == track.voiced_T.shape == (num_frames,)
-    assert np.all((track.f0_T == 0) | ((track.f0_T >= 65) & (track.f0_T <= 600.01)))
-    assert energy(wave_N, n_fft=512, win_length=400, hop_length=hop).shape == (num_frames,)
+    for padding, num_frames in (("center", 1 + num_samples // hop if num_samples else 0), ("same", math.ceil(num_samples / hop))):
+        track = f0(wave_N, RATE, hop_length=hop, padding=padding)
+        assert track.f0_T.shape == track.voiced_T.shape == (num_frames,)
+        assert np.all((track.f0_T == 0) | ((track.f0_T >= 65) & (track.f0_T <= 600.01)))
+        assert energy(wave_N, n_fft=512, win_length=400, hop_length=hop, padding=padding).shape == (num_frames,)
 
 
-@pytest.mark.parametrize(("n_fft", "win_length", "num_samples"), [(1024, 1024, 5000), (512, 400, 4999), (512, 401, 1)])
+@pytest.mark.parametrize(("n_fft", "win_length", "num_samples"), [(1024, 1024, 5000), (512, 400, 4999), (512, 401, 600)])
 def test_energy_is_the_norm_of_librosas_spectrum(n_fft: int, win_length: int, num_samples: int, rng: np.random.Generator) -> None:
     librosa = pytest.importorskip("librosa")
     wave_N = rng.standard_normal(num_samples)
-    spectrum = librosa.stft(wave_N, n_fft=n_fft, win_length=win_length, hop_length=HOP, pad_mode="constant")
-    found_T = energy(wave_N, n_fft=n_fft, win_length=win_length, hop_length=HOP)
+    spectrum = librosa.stft(wave_N, n_fft=n_fft, win_length=win_length, hop_length=HOP, pad_mode="reflect")
+    found_T = energy(wave_N, n_fft=n_fft, win_length=win_length, hop_length=HOP, padding="center")
     np.testing.assert_allclose(found_T, np.linalg.norm(np.abs(spectrum), axis=0), rtol=1e-5)
 
 
-def test_energy_and_pitch_have_the_frames_of_the_mel() -> None:
-    torch = pytest.importorskip("torch")
-    from speechkit.audio.features import LogMel
-
+@pytest.mark.parametrize("padding", ["same", "center"])
+@pytest.mark.parametrize("hop", [HOP, 1024])
+def test_energy_is_the_norm_of_the_spectra_under_the_mel(padding: Literal["same", "center"], hop: int) -> None:
+    """With one band for each FFT bin the mel is the spectrum."""
     for num_samples in (1, 255, 256, 1000, 5121):
         wave_BN = torch.randn(1, num_samples, generator=torch.Generator().manual_seed(0))
-        mel_BTF, _ = LogMel(sample_rate=RATE, n_fft=1024, win_length=1024, hop_length=HOP)(wave_BN, torch.tensor([num_samples]))
-        wave_N = wave_BN[0].numpy()
-        assert len(f0(wave_N, RATE, hop_length=HOP).f0_T) == mel_BTF.shape[1]
-        assert len(energy(wave_N, n_fft=1024, win_length=1024, hop_length=HOP)) == mel_BTF.shape[1]
+        mel = MelSpectrogram(padding=padding, hop_length=hop)
+        mel._constants = frames.Constants(mel.window(), np.eye(513), power=1)
+        mel_BTF, _ = mel(wave_BN, torch.tensor([num_samples]))
+        found_T = energy(wave_BN[0].numpy(), hop_length=hop, padding=padding)
+        np.testing.assert_allclose(found_T, np.linalg.norm(mel.undo_log(mel_BTF)[0].numpy(), axis=1), rtol=1e-3)
+        assert len(f0(wave_BN[0].numpy(), RATE, hop_length=hop, padding=padding).f0_T) == mel_BTF.shape[1]
 
 
 def test_gaps_are_crossed_in_the_log_domain() -> None:
@@ -191,5 +199,9 @@ def test_errors_name_the_field() -> None:
         f0(np.zeros((2, 10)), RATE, hop_length=1)
     with pytest.raises(ValueError, match="not finite"):
         energy(np.array([math.inf]), n_fft=512, win_length=400, hop_length=1)
+    with pytest.raises(ValueError, match="hop_length=3: must be even where padding"):
+        energy(wave_N, hop_length=3)
+    with pytest.raises(ValueError, match="padding='valid': must be"):
+        energy(wave_N, padding="valid")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_fft=511: must be even"):
         energy(wave_N, n_fft=511, win_length=400, hop_length=1)
