@@ -27,8 +27,8 @@ class ForwardSumLoss(NamedTuple):
     """Loss of a batch, and of each utterance.
 
     Attributes:
-        loss: nats per phone of each feasible utterance, averaged over these: all weigh the same, whatever their length.
-            Scalar; 0 without any.
+        loss: nats per phone of each feasible utterance that has phones, averaged over these: all weigh the same, whatever
+            their length. Scalar; 0 without any.
         nll_B: -log of the summed probability of all paths in nats, not normalised by any length; 0 where infeasible,
             shape (B,).
         feasible_B: whether there are frames for all phones, and phones for the frames, bool, shape (B,).
@@ -53,7 +53,7 @@ def forward_sum_loss(
             anything past a row's lengths, shape (B, T, P).
         frame_lens_B: valid frames of each row, int64, shape (B,).
         phone_lens_B: valid phones of each row, int64, shape (B,).
-        blank_score: of the blank at every frame; -1 in the papers' code.
+        blank_score: of the blank at every frame; -1 as published.
 
     Returns:
         loss, and log-likelihood and feasibility of each row.
@@ -72,7 +72,8 @@ def forward_sum_loss(
     nll_B = ctc_loss(scores_BTV, frame_lens_B, targets_BP, phone_lens_B, reduction="none", zero_infinity=True)
     feasible_B = (phone_lens_B <= frame_lens_B) & ((phone_lens_B > 0) | (frame_lens_B == 0))
     nll_B = nll_B.masked_fill(~feasible_B, 0.0)
-    loss = (nll_B / phone_lens_B.clamp(min=1)).sum() / feasible_B.sum().clamp(min=1)
+    num_rows = (feasible_B & (phone_lens_B > 0)).sum()
+    loss = (nll_B / phone_lens_B.clamp(min=1)).sum() / num_rows.clamp(min=1)
     return ForwardSumLoss(loss=loss, nll_B=nll_B, feasible_B=feasible_B)
 
 

@@ -24,7 +24,7 @@ NEVER = -1e30  # stands for log 0; a softmax over nothing else stays finite
 class Aligner(nn.Module):
     """Soft attention of frames to phones by the distance of learned keys and queries.
 
-    Glorot's initialisation, that of ReLU in the convolutions over time, as in the authors' code.
+    Glorot's initialisation, with the gain of ReLU in the convolutions over time.
 
     Args:
         phone_dim: D.

@@ -5,7 +5,7 @@ the frames of each symbol); Ren et al. 2021, "FastSpeech 2", section 2.3 (durati
 
 All rows at once: frame t belongs to the first phone whose durations, summed with those before it, exceed t.
 
-Shape legend: B batch, T frames, P phones, D model.
+Shape legend: B batch, T frames, P phones, N = B (P + 1) phones of all rows, D model.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def expand(
     if max_frames is None:
         max_frames = int(lens_B.max()) if len(lens_B) else 0
     phones_BT = frame_phones(durations_BP, max_frames)
-    if x_BPD.shape[1] == 0:
-        x_BPD = F.pad(x_BPD, (0, 0, 0, 1))  # a phone to point at for frames that have none
-    rows_B1 = torch.arange(len(x_BPD), device=x_BPD.device)[:, None]
-    x_BTD = x_BPD[rows_B1, phones_BT.clamp(min=0)]
-    return x_BTD.masked_fill((phones_BT < 0)[..., None], 0), lens_B.clamp(max=max_frames)
+    batch, num_phones = phones_BT.shape[0], x_BPD.shape[1]
+    x_ND = F.pad(x_BPD, (0, 0, 0, 1)).flatten(0, 1)  # each row has a phone of zeros for frames past its end
+    places_BT = phones_BT.masked_fill(phones_BT < 0, num_phones)
+    places_BT += torch.arange(batch, device=x_BPD.device)[:, None] * (num_phones + 1)
+    return x_ND[places_BT], lens_B.clamp(max=max_frames)
 
 
 def average_by_phone(values_BT: Tensor, durations_BP: Tensor, where_BT: Tensor | None = None) -> Tensor:
