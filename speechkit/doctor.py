@@ -35,7 +35,8 @@ PARTS = (
     Part("datasets", "datasets", "data", "reading Hugging Face datasets"),
     Part("huggingface_hub", "huggingface-hub", "hub", "loading models from the Hugging Face Hub"),
     Part("kenlm", "kenlm", "lm", "fast n-gram language models"),
-    Part("triton", "triton", "", "fused GPU kernels"),
+    Part("triton", "triton", "kernels", "fused GPU kernels"),
+    Part("numba", "numba", "kernels", "fast alignment on the CPU"),
     Part("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "sweep", "parallel sweeps"),
 )
 
@@ -50,7 +51,7 @@ def report() -> tuple[str, bool]:
     lines.append("")
     for part in PARTS:
         found, note = _probe(part)
-        healthy &= found or bool(part.extra) or part.module == "triton"
+        healthy &= found or bool(part.extra)
         mark = "ok     " if found else "missing"
         remedy = (
             "" if found else f'   pip install "speechkit[{part.extra}]"' if part.extra else "   pip install speechkit"

@@ -74,8 +74,12 @@ def choose(op: str, wanted: str, device: torch.device, available: tuple[str, ...
 
 
 def asked_for(wanted: str, available: tuple[str, ...]) -> str | None:
-    """The implementation that the call, a `with backend(...)` or the environment names; None when it is left open."""
-    for name in (wanted, _forced, _from_environment):
+    """The implementation that the call, a `with backend(...)` or the environment names; None when it is left open.
+
+    Raises:
+        ValueError: the environment names something unknown.
+    """
+    for name in (wanted, _forced, _checked(_from_environment, ENVIRONMENT)):
         if name in available:
             return name
         if name != "auto":
@@ -110,4 +114,4 @@ def _checked(name: str, field: str) -> str:
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-_from_environment = _checked(os.environ.get(ENVIRONMENT, "auto"), ENVIRONMENT)
+_from_environment = os.environ.get(ENVIRONMENT, "auto")

@@ -65,6 +65,13 @@ def test_contexts_nest_and_end_with_errors() -> None:
     assert choose("op", "auto", CPU, ALL) == "numba"
 
 
+def test_an_unknown_name_in_the_environment_is_refused_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_from_environment", "cuda")
+    with pytest.raises(ValueError, match="SPEECHKIT_KERNELS='cuda' is unknown; choose one of auto, reference"):
+        dispatch.choose("attention", "auto", torch.device("cpu"), ("torch", "reference", "triton"))
+
+
+
 def test_operations_without_the_forced_implementation_choose_as_always() -> None:
     with backend("numba"):
         assert choose("op", "auto", CPU, ("torch", "reference", "triton")) == "torch"
