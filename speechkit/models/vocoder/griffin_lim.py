@@ -11,8 +11,8 @@ Sondergaard 2013, "A fast Griffin-Lim algorithm", section 4 (momentum); Lee and 
 factorization", section 3 (multiplicative steps for the divergence, here with one factor known).
 
 Magnitudes come from multiplicative steps rather than from the pseudo-inverse or from least squares: their errors are
-relative, as the ear's are, they start smooth and stay so between the bands, and nothing has to be cut off at 0. On read
-speech the spectrum is closer to the true one by both relative and logarithmic distance.
+relative, as the ear's are, they start smooth and stay so between the bands, and nothing has to be cut off at 0. The
+spectrum comes closer to the true one (a test has it).
 
 Shape legend: B batch, N samples, T frames, F mel bins, K FFT bins (n_fft // 2 + 1), S samples of an FFT (n_fft).
 """
@@ -166,7 +166,7 @@ class GriffinLim(nn.Module):
 
 
 def _set_magnitudes(spectrum_TK: Tensor, magnitudes_TK: Tensor) -> None:
-    """Gives a complex spectrum those magnitudes, in place; a bin of 0 stays 0. Three times faster than abs and division."""
+    """Gives a complex spectrum those magnitudes, in place; a bin of 0 stays 0. Cheaper than complex abs and product."""
     parts_TK2 = torch.view_as_real(spectrum_TK)
     squares_TK2 = parts_TK2.square()
     scale_TK = magnitudes_TK * (squares_TK2[..., 0] + squares_TK2[..., 1]).clamp_(min=_TINY**2).rsqrt_()
