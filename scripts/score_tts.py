@@ -1,0 +1,141 @@
+"""Objective measures of synthetic speech against recordings: MCD, F0, voicing and duration errors.
+
+    python scripts/score_tts.py pairs.jsonl
+    python scripts/score_tts.py pairs.jsonl --sample-rate 16000 --rows rows.jsonl --json tts.json --worst 5
+
+Each row of pairs.jsonl has `id`, `ref_audio` and `audio`: the files of the recording and of the synthesis, relative to
+pairs.jsonl; one without samples is an error. Both are brought to one rate, and mel-cepstra are taken from the mel spectrogram
+for synthesis at that rate: compare figures of one rate only. Definitions are in speechkit/metrics/tts.py; sums over all
+utterances are divided once. Where rows have `audio_s` and `decode_s`, scripts/rtfx.py reports the speed. Exit status: 0, or
+2 for input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import speechkit
+from speechkit.audio.io import load_audio
+from speechkit.audio.pitch import f0
+from speechkit.audio.spectrogram import MelSpectrogram
+from speechkit.metrics.hyps import read_hyps
+from speechkit.metrics.tts import SynthesisSums, measure_synthesis, sum_measures
+
+_COLUMNS = {  # name in JSON -> heading and format of the table
+    "mcd": ("MCD dB", "{:.2f}"),
+    "log_f0_rmse": ("log F0 RMSE", "{:.3f}"),
+    "f0_rmse_cents": ("cents", "{:.0f}"),
+    "voicing_error_rate": ("V/UV error %", "{:.2%}"),
+    "duration_error_s": ("duration error s", "{:.3f}"),
+    "relative_duration": ("relative %", "{:+.2%}"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.worst < 0:
+            raise ValueError(f"--worst {args.worst}: must not be negative")
+        mel = MelSpectrogram.preset(args.sample_rate)
+        path = Path(args.pairs)
+        pairs = read_hyps(path, texts=("ref_audio", "audio"))
+        bar = tqdm(pairs, unit="utt", disable=None, leave=False)
+        measures = {pair["id"]: measure_pair(pair, path.parent, mel, order=args.order) for pair in bar}
+        total = sum_measures(measures.values())
+        rows = [{"id": name, **figures(found, mel)} for name, found in measures.items()]
+        if args.rows:
+            Path(args.rows).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        if args.json:
+            report = {
+                "path": str(path),
+                **figures(total, mel),
+                "sums": asdict(total),
+                "order": args.order,
+                "mel": mel.settings(),
+                "versions": {"speechkit": speechkit.__version__},
+            }
+            Path(args.json).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"score_tts: {error}", file=sys.stderr)
+        return 2
+    worst = sorted(rows, key=lambda row: (-row["mcd"], row["id"]))[: args.worst]
+    _print_report(path, total, [{"id": "all", **figures(total, mel)}, *worst], args)
+    return 0
+
+
+def measure_pair(pair: Mapping[str, Any], folder: Path, mel: MelSpectrogram, *, order: int) -> SynthesisSums:
+    """Measures of one row.
+
+    Raises:
+        ValueError: a file cannot be read as audio or has no samples, or the order is out of range; the message names the row.
+    """
+    try:
+        ref, syn = (_frames(folder / pair[name], mel) for name in ("ref_audio", "audio"))
+        return measure_synthesis(*ref, *syn, order=order)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{pair['id']}: {error}") from error
+
+
+def figures(found: SynthesisSums, mel: MelSpectrogram) -> dict[str, Any]:
+    """Figures of an utterance or of many, by name; None where there is nothing to divide by."""
+    values = {
+        "mcd": found.cepstra.mcd,
+        "log_f0_rmse": found.pitch.log_f0_rmse,
+        "f0_rmse_cents": found.pitch.f0_rmse_cents,
+        "voicing_error_rate": found.pitch.voicing_error_rate,
+        "duration_error_s": found.duration.mean_absolute * mel.frame_shift,
+        "relative_duration": found.duration.relative_total,
+        "ref_s": found.duration.ref * mel.frame_shift,
+        "syn_s": found.duration.syn * mel.frame_shift,
+    }
+    return {"num_utterances": found.utterances} | {
+        name: value if math.isfinite(value) else None for name, value in values.items()
+    }
+
+
+def _frames(path: Path, mel: MelSpectrogram) -> tuple[np.ndarray, np.ndarray]:
+    """Log-mel power and pitch of a file."""
+    wave_N, rate = load_audio(path, sample_rate=mel.sample_rate)
+    mel_BTF, _ = mel(torch.from_numpy(wave_N)[None], torch.tensor([len(wave_N)]))
+    f0_T = f0(wave_N, rate, hop_length=mel.hop_length, padding=mel.padding).f0_T
+    return 2 / mel.power * np.log(mel.undo_log(mel_BTF)[0].double().numpy()), f0_T
+
+
+def _print_report(path: Path, total: SynthesisSums, rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
+    print(f"{path}: {total.utterances} utterances at {args.sample_rate} Hz, mel-cepstra 1 to {args.order}")
+    table = [["", *(heading for heading, _ in _COLUMNS.values())]]
+    for row in rows:
+        cells = ["-" if row[name] is None else form.format(row[name]).rstrip("%") for name, (_, form) in _COLUMNS.items()]
+        table.append([row["id"], *cells])
+    widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
+    for line in table:
+        print("  " + "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="score_tts.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pairs", help="JSONL with id, ref_audio and audio in each row")
+    parser.add_argument("--sample-rate", type=int, default=22050, help="Hz: 16000, 22050 (default) or 24000")
+    parser.add_argument("--order", type=int, default=24, help="number of mel-cepstra (default 24)")
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances of the highest MCD")
+    parser.add_argument("--rows", metavar="FILE", help="write the figures of each utterance as JSONL")
+    parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

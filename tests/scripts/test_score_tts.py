@@ -1,0 +1,75 @@
+"""scripts/score_tts.py: figures, files written, exit statuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from speechkit.audio.io import save_audio
+
+
+@pytest.fixture(scope="module")
+def score_tts(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("score_tts")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """The same twice, a semitone up at another rate, and half as long again."""
+
+    def save(name: str, hz: float, seconds: float, rate: int = 22050) -> None:
+        time_N = np.arange(int(seconds * rate)) / rate
+        save_audio(tmp_path / name, sum(0.1 / k * np.sin(2 * np.pi * hz * k * time_N) for k in range(1, 6)) + 0 * time_N, rate)
+
+    save("ref.wav", 200, 0.6)
+    save("up.wav", 200 * 2 ** (1 / 12), 0.6, 24000)
+    save("long.wav", 200, 0.9)
+    path = tmp_path / "pairs.jsonl"
+    names = {"same": "ref.wav", "up": "up.wav", "long": "long.wav"}
+    rows = [{"id": name, "ref_audio": "ref.wav", "audio": audio} for name, audio in names.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_figures(score_tts: ModuleType, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--rows", str(tmp_path / "rows.jsonl"), "--json", str(tmp_path / "tts.json")]
+    assert score_tts.main([str(pairs), "--worst", "2", *files]) == 0
+    rows = {row["id"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}
+    assert list(rows) == ["same", "up", "long"]
+    assert (rows["same"]["mcd"], rows["same"]["f0_rmse_cents"], rows["same"]["duration_error_s"]) == (0, 0, 0)
+    assert rows["up"]["f0_rmse_cents"] == pytest.approx(100, abs=5)
+    assert rows["up"]["mcd"] > 0.1
+    assert rows["long"]["relative_duration"] == pytest.approx(0.5, abs=0.02)
+    report = json.loads((tmp_path / "tts.json").read_text())
+    assert (report["num_utterances"], report["mel"]["sample_rate"]) == (3, 22050)
+    steps = report["sums"]["cepstra"]["steps"]
+    assert report["mcd"] == pytest.approx(10 / np.log(10) * np.sqrt(2) * report["sums"]["cepstra"]["distance"] / steps)
+    printed = capsys.readouterr().out
+    assert "3 utterances at 22050 Hz, mel-cepstra 1 to 24" in printed
+    assert [line.split()[0] for line in printed.splitlines()[2:]] == ["all", "up", "long"]
+
+
+def test_unusable_input_is_named(score_tts: ModuleType, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        ([str(pairs), "--sample-rate", "8000"], "sample_rate=8000"),
+        ([str(pairs), "--order", "80"], "same: order=80: must be"),
+        ([str(pairs), "--worst", "-1"], "--worst -1"),
+        ([str(pairs.with_name("nothing.jsonl"))], "no such file"),
+    ]
+    for arguments, message in cases:
+        assert score_tts.main(arguments) == 2
+        assert message in capsys.readouterr().err
+    pairs.write_text('{"id": "a", "ref_audio": "ref.wav", "audio": "missing.wav"}\n')
+    assert score_tts.main([str(pairs)]) == 2
+    assert "score_tts: a: " in capsys.readouterr().err
+    save_audio(pairs.with_name("missing.wav"), np.zeros(0, np.float32), 22050)
+    assert score_tts.main([str(pairs)]) == 2
+    assert "holds no samples" in capsys.readouterr().err
+    pairs.write_text('{"id": "a", "ref_audio": "ref.wav"}\n')
+    assert score_tts.main([str(pairs)]) == 2
+    assert "audio" in capsys.readouterr().err
