@@ -20,6 +20,7 @@ D embedding.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple, TypeVar
@@ -28,6 +29,7 @@ import numpy as np
 
 MCD_SCALE = 10.0 / math.log(10.0) * math.sqrt(2.0)  # dB per unit of distance between mel-cepstra
 CENTS = 1200.0 / math.log(2.0)  # per unit of log F0
+_LEAST_STOI_SECONDS = 0.4  # about: 30 frames of 12.8 ms
 _DIAGONAL, _NEXT_SYNTHESIS, _NEXT_REFERENCE = 0, 1, 2  # how a step of an alignment was reached; of equals the first
 
 Sums = TypeVar("Sums", "CepstralSums", "PitchSums", "DurationSums", "SynthesisSums")
@@ -337,6 +339,44 @@ def speaker_similarity(ref_D: np.ndarray, syn_D: np.ndarray) -> float:
     return float(np.clip(np.dot(ref_D / norms[0], syn_D / norms[1]), -1.0, 1.0))
 
 
+def stoi(ref_N: np.ndarray, syn_N: np.ndarray, sample_rate: int) -> float:
+    """Short-time objective intelligibility, for copy synthesis: both waveforms must agree in time, sample by sample.
+
+    Source: Taal et al., "An algorithm for intelligibility prediction of time-frequency weighted noisy speech", IEEE TASLP 19
+    (2011), by pystoi: frames 40 dB below the loudest of the reference are left out.
+
+    Args:
+        ref_N: the recording, shape (N,).
+        syn_N: what a vocoder or codec made of it, shape (N,).
+        sample_rate: of both, Hz.
+
+    Returns:
+        Correlation of band envelopes, about 0 for noise and 1 for equal waveforms.
+
+    Raises:
+        ImportError: pystoi is not installed.
+        ValueError: the shapes differ, a value is not finite, or there is less than 0.4 s of speech.
+    """
+    try:
+        import pystoi
+    except ImportError as error:
+        raise ImportError('STOI needs pystoi; pip install "speechkit[tts]"') from error
+    ref_N, syn_N = np.asarray(ref_N, np.float64), np.asarray(syn_N, np.float64)
+    if ref_N.ndim != 1 or ref_N.shape != syn_N.shape:
+        raise ValueError(f"ref_N and syn_N have shapes {ref_N.shape} and {syn_N.shape}: cut them to the same samples, shape (N,)")
+    if not (np.isfinite(ref_N).all() and np.isfinite(syn_N).all()):
+        raise ValueError("ref_N and syn_N must be finite: look for nan in the waveforms")
+    too_short = f"ref_N: {len(ref_N)} samples at {sample_rate} Hz hold less than 0.4 s of speech, which STOI needs; leave it out"
+    if not ref_N.any() or len(ref_N) < _LEAST_STOI_SECONDS * sample_rate:
+        raise ValueError(too_short)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Not enough STFT frames", category=RuntimeWarning)
+        try:
+            return float(pystoi.stoi(ref_N, syn_N, sample_rate))
+        except RuntimeWarning:
+            raise ValueError(too_short) from None
+
+
 def _accumulate(ref_TM: np.ndarray, syn_SM: np.ndarray) -> tuple[np.ndarray, float]:
     """How the best path reaches each pair of frames, int8, shape (T, S), and its cost at the last, one diagonal at a time."""
     num_ref, num_syn = len(ref_TM), len(syn_SM)
@@ -392,6 +432,7 @@ __all__ = [
     "measure_synthesis",
     "mel_cepstra",
     "speaker_similarity",
+    "stoi",
     "sum_measures",
     "warp",
 ]

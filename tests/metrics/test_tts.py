@@ -25,6 +25,7 @@ from speechkit.metrics.tts import (
     measure_synthesis,
     mel_cepstra,
     speaker_similarity,
+    stoi,
     sum_measures,
     warp,
 )
@@ -223,6 +224,24 @@ def test_silence_against_speech(say: Callable[..., tuple[np.ndarray, int]]) -> N
     assert found.pitch.voiced == found.pitch.added == 0
     assert math.isnan(found.pitch.log_f0_rmse)
     assert found.pitch.voicing_error_rate > 0.4
+
+
+def test_stoi(say: Callable[..., tuple[np.ndarray, int]], rng: np.random.Generator) -> None:
+    pytest.importorskip("pystoi")
+    wave_N, rate = say()
+    noise_N = rng.standard_normal(len(wave_N))
+    assert stoi(wave_N, wave_N, rate) == pytest.approx(1)
+    found = [stoi(wave_N, wave_N + gain * noise_N, rate) for gain in (0.001, 0.03, 0.3)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0.95
+    assert found[-1] < 0.7
+    for short_N in (np.zeros(rate), np.zeros(0), wave_N[: int(0.2 * rate)], np.eye(1, rate)[0]):
+        with pytest.raises(ValueError, match=r"less than 0\.4 s of speech"):
+            stoi(short_N, short_N, rate)
+    with pytest.raises(ValueError, match="cut them to the same samples"):
+        stoi(wave_N, wave_N[1:], rate)
+    with pytest.raises(ValueError, match="must be finite"):
+        stoi(wave_N, wave_N * math.nan, rate)
 
 
 def test_errors_name_the_field(rng: np.random.Generator) -> None:
