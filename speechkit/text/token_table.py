@@ -102,14 +102,17 @@ def group_words(surfaces: Sequence[bytes]) -> list[tuple[str, slice]]:
             continue
         here = i if char_start is None else char_start
         chars = decoder.decode(surface, final=final)
-        char_start = (here if not chars else i) if decoder.getstate()[0] else None
+        pending = decoder.getstate()[0]
+        char_start = (here if not chars else i) if pending else None
         if not chars:
             continue
         if _is_boundary(previous, chars[0]) and text:
             words.append((unify_whitespace(text), slice(start, stop)))
             text = ""
         if not chars.isspace():
-            start, stop = (start if text else here), min(i + 1, len(surfaces))
+            # A token after broken bytes may hold nothing but the beginning of the next character.
+            end = i if pending and len(pending) >= len(surface) else i + 1
+            start, stop = (start if text else max(here, stop)), min(end, len(surfaces))
             text += chars
         previous = chars[-1]
     if text:

@@ -152,6 +152,7 @@ def test_split_words_covers_the_text(words: list[str], seed: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example(ids=[200, 231, 134, 134])  # a character cut off by another
 @given(ids=st.lists(st.integers(0, 261), max_size=40))
 def test_split_words_never_fails_on_broken_bytes(ids: list[int]) -> None:
     tokenizer = CACHE["byte"]
