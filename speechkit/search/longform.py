@@ -122,7 +122,8 @@ def stitch_words(parts: Sequence[Sequence[Word]], seams: Sequence[Seconds], *, s
     """Choose from overlapping windows the words that make the recording, each once.
 
     A word belongs to the window that the middle of the word falls into. Where a seam goes through a word, and where two
-    windows do not quite agree on its times, it is the earlier window's, and the later one goes on after it.
+    windows do not quite agree on its times, it is the earlier window's. The later one goes on after the same word (that of
+    the same text which overlaps it, the nearest if there are several), or by the time where it has not heard it so.
 
     Args:
         parts: words of each window, with times in the recording.
@@ -134,13 +135,27 @@ def stitch_words(parts: Sequence[Sequence[Word]], seams: Sequence[Seconds], *, s
     """
     kept = []
     begin: Seconds = float("-inf")
+    before: Word | None = None  # the last word kept so far
     for words, seam in zip(parts, [*seams, float("inf")], strict=True):
-        middles = [(word.start + word.end) / 2 for word in words]
-        first = next((i for i, middle in enumerate(middles) if middle >= begin), len(words))
-        last = max(first, next((i for i, middle in enumerate(middles) if middle >= seam), len(words)))
+        same = None if before is None else _same_word(words, before)
+        first = next((i for i, word in enumerate(words) if _middle(word) >= begin), len(words)) if same is None else same + 1
+        last = max(first, next((i for i, word in enumerate(words) if _middle(word) >= seam), len(words)))
         kept.append(slice(first, last))
-        begin = max(seam - slack, words[last - 1].end) if last > first else max(seam - slack, begin)
+        begin = max(seam - slack, begin)
+        if last > first:
+            before = words[last - 1]
+            begin = max(seam - slack, before.end)
     return kept
+
+
+def _middle(word: Word) -> Seconds:
+    return (word.start + word.end) / 2
+
+
+def _same_word(words: Sequence[Word], other: Word) -> int | None:
+    """Index of the word that another window has heard as `other`; None where it has not."""
+    alike = [i for i, word in enumerate(words) if word.text == other.text and word.start < other.end and other.start < word.end]
+    return min(alike, key=lambda i: abs(_middle(words[i]) - _middle(other)), default=None)
 
 
 def trim_to_seams(

@@ -78,7 +78,7 @@ def test_wrong_arguments_are_named() -> None:
 
 
 @given(
-    words=st.lists(st.tuples(st.floats(0.0, 1.5), st.floats(0.17, 0.8)), max_size=30),  # longer than four times the jitter
+    words=st.lists(st.tuples(st.floats(0.0, 1.5), st.floats(0.12, 0.8)), max_size=30),
     seed=st.integers(0, 10**6),
 )
 def test_every_word_is_kept_once(words: list[tuple[float, float]], seed: int) -> None:
@@ -98,6 +98,14 @@ def test_every_word_is_kept_once(words: list[tuple[float, float]], seed: int) ->
         numbers.append(heard)
     kept = [i for own, span in zip(numbers, stitch_words(parts, seams)) for i in own[span]]
     assert kept == list(range(len(spoken)))
+
+
+def test_short_words_beside_a_seam_are_told_by_their_text() -> None:
+    early = [Word("so", 3.50, 3.62, 1.0), Word("do", 3.62, 3.70, 1.0)]  # ends before the middle that the later window sees
+    late = [Word("so", 3.54, 3.66, 1.0), Word("do", 3.66, 3.78, 1.0), Word("I", 3.79, 3.85, 1.0)]
+    assert stitch_words([early, late], [4.0]) == [slice(0, 2), slice(2, 3)]
+    again = [Word("no", 3.4, 3.6, 1.0), Word("no", 3.7, 3.9, 1.0)]
+    assert stitch_words([again, [*again, Word("no", 4.0, 4.2, 1.0)]], [4.0]) == [slice(0, 2), slice(2, 3)]
 
 
 def test_a_word_on_the_seam_is_the_earlier_windows() -> None:
