@@ -28,7 +28,6 @@ from speechkit.kernels.attention.triton_tiles import (
     keys_of,
     lengths,
     load_rows,
-    narrow,
     queries_of,
     sees,
     skew_transposed,
@@ -36,6 +35,7 @@ from speechkit.kernels.attention.triton_tiles import (
     unskew,
     unskew_transposed,
 )
+from speechkit.kernels.triton_rounding import narrow
 
 
 @triton.jit(do_not_specialize=["T", "S", "H"])

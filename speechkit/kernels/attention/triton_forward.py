@@ -17,11 +17,11 @@ from speechkit.kernels.attention.triton_tiles import (
     keys_of,
     lengths,
     load_rows,
-    narrow,
     sees,
     skew,
     store_rows,
 )
+from speechkit.kernels.triton_rounding import narrow
 
 
 @triton.jit(do_not_specialize=["T", "S", "H"])

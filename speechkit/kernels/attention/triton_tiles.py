@@ -27,14 +27,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from speechkit.kernels.dispatch import interpreting
+from speechkit.kernels.triton_rounding import INTERPRETING, narrow
 
 FULL = tl.constexpr(0)
 CHUNK = tl.constexpr(1)
 BAND = tl.constexpr(2)
 MASK = tl.constexpr(3)
 UNLIMITED = tl.constexpr(1 << 30)
-INTERPRETING = tl.constexpr(interpreting())
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -74,15 +73,6 @@ def dot(first, second, added=None):
     if INTERPRETING:  # the interpreter takes bf16 for integers
         first, second = first.to(tl.float32), second.to(tl.float32)
     return tl.dot(first, second, added, input_precision="ieee")
-
-
-@triton.jit
-def narrow(x, kind: tl.constexpr):
-    """The nearest values of a type to those in fp32."""
-    if INTERPRETING and kind == tl.bfloat16:  # which the interpreter cuts off
-        bits = x.to(tl.uint32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return x.to(kind)
 
 
 @triton.jit

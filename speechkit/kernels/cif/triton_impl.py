@@ -23,6 +23,7 @@ from torch import Tensor
 from speechkit.kernels.aot import Variant
 from speechkit.kernels.cif.autograd import differentiate
 from speechkit.kernels.operator import operator
+from speechkit.kernels.triton_rounding import narrow
 
 SCAN_BLOCK = 1024  # frames
 SEARCH_BLOCK = 64  # tokens
@@ -98,7 +99,7 @@ def _integrate(
         where = hidden + row * stride_b + t[:, None].to(tl.int64) * stride_t + d[None, :]
         frame = tl.load(where, mask=(t < end)[:, None] & (d < dim)[None, :], other=0.0).to(tl.float32)
         total += tl.sum(share[:, None] * frame, 0)
-    tl.store(embeddings + program * dim + d, total.to(embeddings.dtype.element_ty), mask=d < dim)
+    tl.store(embeddings + program * dim + d, narrow(total, embeddings.dtype.element_ty), mask=d < dim)
 
 
 @triton.jit
@@ -150,7 +151,7 @@ def _integrate_backward(
                 share = tl.where((is_given == 0) | (share < 0.0), 0.0, share).to(tl.float32)
                 total += share[:, None] * by_token.to(tl.float32)
             where = by_hidden + (row * frames + t[:, None]) * dim + d[None, :]
-            tl.store(where, total.to(by_hidden.dtype.element_ty), mask=(t < frames)[:, None] & in_dim)
+            tl.store(where, narrow(total, by_hidden.dtype.element_ty), mask=(t < frames)[:, None] & in_dim)
         if TO_ALPHAS:
             where = hidden + t[:, None].to(tl.int64) * stride_t + d[None, :]
             here = tl.load(where, mask=reaches[:, None] & in_dim, other=0.0).to(tl.float32)
@@ -171,7 +172,7 @@ def _sum_of_later(by_sums, by_alphas, frames, BLOCK: tl.constexpr):
         t = (tl.cdiv(frames, BLOCK) - 1 - done) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(by_sums + row * frames + t, mask=t < frames, other=0.0).to(tl.float64)
         later = total + tl.cumsum(value, 0, reverse=True)
-        tl.store(by_alphas + row * frames + t, later.to(tl.float32).to(by_alphas.dtype.element_ty), mask=t < frames)
+        tl.store(by_alphas + row * frames + t, narrow(later.to(tl.float32), by_alphas.dtype.element_ty), mask=t < frames)
         total += tl.sum(value, 0)
 
 

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from speechkit.kernels.aot import Variant
+from speechkit.kernels.triton_rounding import narrow
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -260,7 +261,7 @@ def gradient_kernel(
     logits += b * stride_b + t.to(tl.int64) * stride_t
     x = tl.load(logits + v, mask=v < vocab, other=float("-inf")).to(tl.float32)
     soft = tl.exp2((x - log_sum) * LOG2_E) * scale
-    tl.store(to + v, soft.to(out.dtype.element_ty), mask=v < vocab)
+    tl.store(to + v, narrow(soft, out.dtype.element_ty), mask=v < vocab)
     tl.debug_barrier()  # what follows overwrites some of it, from other threads of the block
     num_tokens = tl.load(target_lens + b).to(tl.int32)
     for first in range(0, num_tokens + 1, BLOCK_L):
@@ -270,7 +271,7 @@ def gradient_kernel(
         here = (share >= 0.0) & (token >= begin) & (token < begin + BLOCK_V)
         at_token = tl.load(logits + token, mask=here, other=0.0).to(tl.float32)
         value = (tl.exp2((at_token - log_sum) * LOG2_E) - share) * scale
-        tl.store(to + token, value.to(out.dtype.element_ty), mask=here)
+        tl.store(to + token, narrow(value, out.dtype.element_ty), mask=here)
 
 
 def vocab_block(vocab: int) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from speechkit.kernels.triton_rounding import narrow
+
 
 @triton.jit
 def _projected_frames(x, valid, first, frames, d, dim, stride_t, COUNT: tl.constexpr, HAS_VALID: tl.constexpr):
@@ -78,7 +80,7 @@ def forward_kernel(
                     total += taps[k] * window[i + k]
                 totals = totals + (total,)
                 if KEEP or not HAS_NORM:
-                    tl.store(kept + place + i * dim, total.to(kept.dtype.element_ty), mask=in_dim & (start + i < frames))
+                    tl.store(kept + place + i * dim, narrow(total, kept.dtype.element_ty), mask=in_dim & (start + i < frames))
             if HAS_NORM:
                 sums = _sums_of_four(totals[0], totals[1], totals[2], totals[3])
                 centred = ()
@@ -89,7 +91,7 @@ def forward_kernel(
                 )
                 for i in tl.static_range(4):
                     normed = centred[i] * tl.rsqrt(squares[i] / dim + eps) * scale + shift
-                    out = (normed / (1.0 + tl.exp(-normed))).to(y.dtype.element_ty)
+                    out = narrow(normed / (1.0 + tl.exp(-normed)), y.dtype.element_ty)
                     tl.store(y + place + i * dim, out, mask=in_dim & (start + i < frames))
         window = window[4:]
 
@@ -124,7 +126,7 @@ def norm_backward_kernel(
         mean = (tl.sum(by_normed, 1) / dim)[:, None]
         along = (tl.sum(by_normed * normed, 1) / dim)[:, None]
         by_z = inverse * (by_normed - mean - normed * along)
-        tl.store(by_conv + place, by_z.to(by_conv.dtype.element_ty), mask=is_there)
+        tl.store(by_conv + place, narrow(by_z, by_conv.dtype.element_ty), mask=is_there)
     out = partial + tl.program_id(0).to(tl.int64) * 2 * dim + d
     tl.store(out, by_scale, mask=in_dim)
     tl.store(out + dim, by_shift, mask=in_dim)
@@ -189,8 +191,8 @@ def conv_backward_kernel(
             by_bias += tl.where(t >= first, window[i + K - 1 - LEFT], 0.0)
             by_value = tl.where(is_valid, by_gated * gate, 0.0)
             out = by_x + t.to(tl.int64) * 2 * dim + d
-            tl.store(out, by_value.to(by_x.dtype.element_ty), mask=is_stored)
-            tl.store(out + dim, (by_gated * gated * (1.0 - gate)).to(by_x.dtype.element_ty), mask=is_stored)
+            tl.store(out, narrow(by_value, by_x.dtype.element_ty), mask=is_stored)
+            tl.store(out + dim, narrow(by_gated * gated * (1.0 - gate), by_x.dtype.element_ty), mask=is_stored)
         window = window[STEP:]
     out = partial + (row * tl.num_programs(0) + tl.program_id(0)) * (K + 1) * dim + d
     for k in tl.static_range(K):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from speechkit.kernels.aot import Variant
 from speechkit.kernels.ctc_loss.triton_impl import LOG2_E, NEVER, label_block, log_sum_exp, recursions, vocab_block
+from speechkit.kernels.triton_rounding import narrow
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def softmax_less_gamma_kernel(
         for v in range(0, vocab, BLOCK_V):
             x = tl.load(row + v + places, mask=v + places < vocab, other=float("-inf")).to(tl.float32)
             soft = tl.exp2((x - log_sum) * LOG2_E) * weight
-            tl.store(row + v + places, soft.to(scores.dtype.element_ty), mask=v + places < vocab)
+            tl.store(row + v + places, narrow(soft, scores.dtype.element_ty), mask=v + places < vocab)
         tl.debug_barrier()  # what follows changes some of it, from other threads of the block
         for first in range(0, num_labels, BLOCK_L):
             label = first + tl.arange(0, BLOCK_L)
@@ -41,7 +42,7 @@ def softmax_less_gamma_kernel(
             share = tl.load(gamma + m * num_labels + label, mask=label < num_labels, other=-1.0)
             at_label = tl.load(own + m * num_labels + label, mask=label < num_labels, other=0.0)
             value = (tl.exp2((at_label - log_sum) * LOG2_E) - share) * weight
-            tl.store(row + token, value.to(scores.dtype.element_ty), mask=share >= 0.0)
+            tl.store(row + token, narrow(value, scores.dtype.element_ty), mask=share >= 0.0)
 
 
 def softmax_less_gamma(
