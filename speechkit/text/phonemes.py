@@ -13,9 +13,17 @@ from speechkit.text import espeak
 
 Backend = Literal["auto", "espeak", "characters"]
 
+WORD_BOUNDARY = "|"
+MARKS = (",", ".", "?", "!", ";", ":")  # punctuation that is a symbol of its own where speech is made
+
 _USUAL_VOICE = {"en": "en-us", "fr": "fr-fr", "zh": "cmn", "no": "nb", "iw": "he"}
 _STRESS = re.compile("[\\u02c8\\u02cc]")
 _BETWEEN_PHONEMES = "_"
+
+
+def is_boundary(symbol: str) -> bool:
+    """Whether a symbol stands between words, and so for a pause, rather than for a sound."""
+    return symbol == WORD_BOUNDARY or symbol in MARKS
 
 
 def phonemize(
