@@ -6,8 +6,8 @@
 - ScalarQuantizer: each channel rounded by itself, for models of the continuous latent.
 
 All are called with frames (B, T, D) and lengths and return `Quantised`; `decode` of its indices is its frames again, bit for bit.
-Each has `num_codebooks` Q and `num_codes` K. The index -1 means "no code" and decodes to zeros: past a row's length, and in the
-codebooks that quantiser dropout leaves out. Frames past a length are not read, and take part in no loss and no count.
+Each has `dim` D, `num_codebooks` Q and `num_codes` K. The index -1 means "no code" and decodes to zeros: past a row's length, and
+in the codebooks that quantiser dropout leaves out. Frames past a length are not read, and take part in no loss and no count.
 
 Everything runs in the dtype of the weights, also under autocast: which code is nearest should not depend on it.
 
@@ -102,7 +102,7 @@ class VectorQuantizer(nn.Module):
     def __init__(self, *, dim: int, num_codes: int, code_dim: int = 8) -> None:
         super().__init__()
         _check_sizes(dim=dim, num_codes=num_codes, code_dim=code_dim)
-        self.num_codebooks, self.num_codes = 1, num_codes
+        self.dim, self.num_codebooks, self.num_codes = dim, 1, num_codes
         self.project_in = nn.Linear(dim, code_dim)
         self.codebook = nn.Embedding(num_codes, code_dim)
         self.project_out = nn.Linear(code_dim, dim)
@@ -213,7 +213,8 @@ class ResidualVectorQuantizer(nn.Module):
         _check_sizes(dim=dim, num_codebooks=num_codebooks, num_codes=num_codes, code_dim=code_dim)
         if not 0 <= quantizer_dropout <= 1:
             raise ValueError(f"quantizer_dropout={quantizer_dropout} must be in [0, 1]")
-        self.num_codebooks, self.num_codes, self.quantizer_dropout = num_codebooks, num_codes, quantizer_dropout
+        self.dim, self.num_codebooks, self.num_codes = dim, num_codebooks, num_codes
+        self.quantizer_dropout = quantizer_dropout
         self.layers = nn.ModuleList(
             [VectorQuantizer(dim=dim, num_codes=num_codes, code_dim=code_dim) for _ in range(num_codebooks)]
         )
@@ -322,7 +323,7 @@ class FiniteScalarQuantizer(nn.Module):
         _check_sizes(dim=dim)
         if not levels or min(levels) < 3:
             raise ValueError(f"levels={tuple(levels)} must name at least one channel, each of 3 levels or more")
-        self.num_codebooks, self.num_codes = 1, math.prod(levels)
+        self.dim, self.num_codebooks, self.num_codes = dim, 1, math.prod(levels)
         self.project_in = nn.Linear(dim, len(levels))
         self.project_out = nn.Linear(len(levels), dim)
         self.register_buffer("levels_E", torch.tensor(levels), persistent=False)
@@ -397,7 +398,7 @@ class ScalarQuantizer(nn.Module):
     def __init__(self, *, dim: int, scale: int = 9) -> None:
         super().__init__()
         _check_sizes(dim=dim, scale=scale)
-        self.num_codebooks, self.num_codes, self.scale = dim, 2 * scale + 1, scale
+        self.dim, self.num_codebooks, self.num_codes, self.scale = dim, dim, 2 * scale + 1, scale
 
     def forward(self, z_BTD: Tensor, lens_B: Tensor) -> Quantised:
         """Quantises, in fp32 at least.
