@@ -1,6 +1,6 @@
 """Examples to batches: padding, with the lengths kept beside the tensors.
 
-Shape legend: B batch, N samples, U tokens.
+Shape legend: B batch, N samples, U tokens, P phones, T mel frames.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from speechkit.data.dataset import Example
-from speechkit.types import AsrBatch
+from speechkit.data.tts_dataset import TtsExample
+from speechkit.types import AsrBatch, TtsBatch
 
 
 def collate_asr(examples: Sequence[Example | None]) -> AsrBatch:
@@ -46,6 +47,42 @@ def collate_asr(examples: Sequence[Example | None]) -> AsrBatch:
         prompt_tokens_BU=prompts_BU,
         prompt_token_lens_B=prompt_lens_B,
     )
+
+
+def collate_tts(examples: Sequence[TtsExample | None]) -> TtsBatch:
+    """Pads examples of synthesis into a batch.
+
+    Args:
+        examples: as the dataset gives them, None where one was skipped. Either all or none have durations, and pitch.
+
+    Returns:
+        A batch of the others, in their order; as `collate_asr` where examples were skipped.
+    """
+    kept = [example for example in examples if example is not None]
+    wave_BN, wave_lens_B = _pad([example.wave_N for example in kept], torch.float32)
+    phones_BP, phone_lens_B = _pad([example.phones_P for example in kept], torch.int64)
+    return TtsBatch(
+        wave_BN=wave_BN,
+        wave_lens_B=wave_lens_B,
+        phones_BP=phones_BP,
+        phone_lens_B=phone_lens_B,
+        speakers_B=torch.tensor([example.speaker for example in kept], dtype=torch.int64),
+        languages_B=torch.tensor([example.language for example in kept], dtype=torch.int64),
+        ids=tuple(example.id for example in kept),
+        texts=tuple(example.text for example in kept),
+        langs=tuple(example.lang for example in kept),
+        num_skipped=len(examples) - len(kept),
+        durations_BP=_pad_all([example.durations_P for example in kept], torch.int64),
+        pitch_BT=_pad_all([example.pitch_T for example in kept], torch.float32),
+        energy_BT=_pad_all([example.energy_T for example in kept], torch.float32),
+    )
+
+
+def _pad_all(rows: Sequence[np.ndarray | None], dtype: torch.dtype) -> Tensor | None:
+    """`_pad` without the lengths; None where no row has values."""
+    present = [row for row in rows if row is not None]
+    assert len(present) in (0, len(rows)), "some examples have values that others lack"
+    return _pad(present, dtype)[0] if present else None
 
 
 def _pad(rows: Sequence[np.ndarray], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
