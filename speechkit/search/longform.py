@@ -137,7 +137,7 @@ def stitch_words(parts: Sequence[Sequence[Word]], seams: Sequence[Seconds], *, s
     begin: Seconds = float("-inf")
     before: Word | None = None  # the last word kept so far
     for words, seam in zip(parts, [*seams, float("inf")], strict=True):
-        same = None if before is None else _same_word(words, before)
+        same = None if before is None else _same_word(words, before, slack)
         first = next((i for i, word in enumerate(words) if _middle(word) >= begin), len(words)) if same is None else same + 1
         last = max(first, next((i for i, word in enumerate(words) if _middle(word) >= seam), len(words)))
         kept.append(slice(first, last))
@@ -152,10 +152,18 @@ def _middle(word: Word) -> Seconds:
     return (word.start + word.end) / 2
 
 
-def _same_word(words: Sequence[Word], other: Word) -> int | None:
-    """Index of the word that another window has heard as `other`; None where it has not."""
+def _same_word(words: Sequence[Word], other: Word, slack: Seconds) -> int | None:
+    """Index of the word that another window has heard as `other`; None where it has not.
+
+    The same word overlaps it, and their middles are no further apart than `slack`, or half of the shorter one.
+    """
+
+    def shift(i: int) -> Seconds:
+        return abs(_middle(words[i]) - _middle(other))
+
     alike = [i for i, word in enumerate(words) if word.text == other.text and word.start < other.end and other.start < word.end]
-    return min(alike, key=lambda i: abs(_middle(words[i]) - _middle(other)), default=None)
+    lengths = {i: min(words[i].end - words[i].start, other.end - other.start) for i in alike}
+    return min((i for i in alike if shift(i) <= max(slack, lengths[i] / 2)), key=shift, default=None)
 
 
 def trim_to_seams(
