@@ -1,7 +1,7 @@
 """ConvNeXt blocks over frames: the backbone of vocoders and codecs, and of text encoders of synthesis.
 
 Sources: Liu et al. 2022, "A ConvNet for the 2020s", section 2; in one dimension and with layer norm before the linear layers
-as in Siuzdak 2023, "Vocos", section 3.2.
+as in Siuzdak 2023, "Vocos", section 3.
 
 Shape legend: B batch, T frames, C channels of the blocks, F channels of the input.
 """

@@ -2,7 +2,7 @@
 
     frames (B, T, C) --linear--> log-magnitudes and phases (B, T, K) each --> spectrum --inverse FFT, overlap-add--> wave (B, N)
 
-Source: Siuzdak 2023, "Vocos", sections 3.1 and 3.3.
+Source: Siuzdak 2023, "Vocos", section 3.
 
 Shape legend: B batch, T frames, C channels, K FFT bins (n_fft // 2 + 1), S samples of an FFT (n_fft), N samples, O frames that
 overlap, H samples of a hop.
