@@ -34,6 +34,10 @@ _PARAMETER_RATE, _PARAMETER_VOLUME, _PARAMETER_PITCH, _PARAMETER_RANGE, _PARAMET
 _PHONEMES_IPA = 0x02
 _RATE_RANGE = (80, 450)
 _LANGUAGE_SWITCH = re.compile(r"\([a-z]{2,3}(-[a-z0-9-]+)?\)")  # around foreign words
+_PROSODY = re.compile("[\u02c8\u02cc\u02d0]")  # marks of stress and length
+_VOWELS = frozenset(
+    "aeiouy\u00e6\u00f8\u0153\u0250\u0251\u0252\u0254\u0259\u025a\u025b\u025c\u0264\u0268\u026a\u026f\u0275\u0276\u0289\u028a\u028c\u028f"
+)
 _PUNCTUATION = '.,;:!?"()[]\u2026\u201c\u201d\u201e\u00ab\u00bb\u00bf\u00a1-'
 
 
@@ -79,6 +83,13 @@ class TimedSymbol(NamedTuple):
     end: Seconds
 
 
+class Clause(NamedTuple):
+    """A stretch of text that espeak-ng speaks in one go: what is written, closing punctuation included, and its IPA."""
+
+    written: str
+    spoken: str
+
+
 @dataclass(frozen=True, slots=True)
 class SpokenUtterance:
     """What `speak` returns.
@@ -86,7 +97,9 @@ class SpokenUtterance:
     Attributes:
         wave: float32 waveform in [-1, 1], shape (N,).
         sample_rate: samples per second.
-        phonemes: IPA symbols (stress marks included) with times; pauses have no symbol and leave gaps.
+        phonemes: IPA symbols (stress marks included) with times; pauses have no symbol and leave gaps. They are the
+            symbols of `phonemize`, one by one: where the voice makes one sound of two ("w" and "a" in French "froide"),
+            the weaker has a third of the time.
         words: words of the text with times; words that the voice joins into one ("out of") stay one entry.
     """
 
@@ -149,6 +162,27 @@ class _Library:
                 self.events.append(_RawEvent(_EVENT_WORD, event.sample, event.text_position, ""))
             index += 1
         return 0
+
+    def read(self, text: str, separator: str) -> list[Clause]:
+        """Clauses of a text in the voice that is set; together they hold the whole text."""
+        mode = _PHONEMES_IPA | (ord(separator) << 8 if separator else 0)
+        switch = re.compile(f"{_LANGUAGE_SWITCH.pattern}{separator and f'{re.escape(separator)}?'}")
+        encoded = text.encode("utf-8")
+        buffer = ctypes.create_string_buffer(encoded)
+        start = ctypes.addressof(buffer)
+        cursor = ctypes.c_void_p(start)
+        clauses: list[Clause] = []
+        begin = 0
+        while cursor.value:
+            spoken = self.lib.espeak_TextToPhonemes(ctypes.byref(cursor), _CHARS_UTF8, mode) or b""
+            end = cursor.value - start if cursor.value else len(encoded)
+            written = encoded[begin:end].decode("utf-8", "ignore")
+            if cursor.value and written[-1:].isalnum():  # the library has looked at the first letter of what follows
+                end -= len(written[-1].encode("utf-8"))
+                written = written[:-1]
+            clauses.append(Clause(written, switch.sub("", spoken.decode("utf-8")).strip()))
+            begin = end
+        return clauses
 
     def list_voices(self) -> list[tuple[str, str, str]]:
         """Language, name and identifier (its file) of every voice."""
@@ -295,19 +329,38 @@ def speak(
         return SpokenUtterance(
             wave=samples.astype(np.float32) / 32768.0,
             sample_rate=library.sample_rate,
-            phonemes=_phoneme_times(library.events, len(samples), library.sample_rate),
+            phonemes=_phoneme_times(library.events, library.read(text, "_"), len(samples), library.sample_rate),
             words=_word_times(text, library.events, len(samples), library.sample_rate),
         )
 
 
-def _phoneme_times(events: list[_RawEvent], num_samples: int, sample_rate: int) -> tuple[TimedSymbol, ...]:
-    phonemes = [event for event in events if event.kind == _EVENT_PHONEME]
-    ends = [event.sample for event in phonemes[1:]] + [num_samples]
-    return tuple(
-        TimedSymbol(event.symbol, event.sample / sample_rate, end / sample_rate)
-        for event, end in zip(phonemes, ends)
-        if event.symbol and end > event.sample
-    )
+def _phoneme_times(
+    events: list[_RawEvent], clauses: list[Clause], num_samples: int, sample_rate: int
+) -> tuple[TimedSymbol, ...]:
+    marks = [event for event in events if event.kind == _EVENT_PHONEME]
+    symbols = [_LANGUAGE_SWITCH.sub("", event.symbol) for event in marks]
+    starts = [event.sample for event in marks]
+    ends = [*starts[1:], num_samples]
+    for index, symbol in enumerate(symbols):
+        if symbol and starts[index] == ends[index]:
+            _share_time(index, symbols, starts, ends)
+    kept = [index for index, symbol in enumerate(symbols) if symbol and ends[index] > starts[index]]
+    names = [symbols[index] for index in kept]
+    read = [symbol for clause in clauses for word in clause.spoken.split() for symbol in word.split("_") if symbol]
+    if [_PROSODY.sub("", symbol) for symbol in read] == [_PROSODY.sub("", name) for name in names]:
+        names = read  # events lack the mark of length, and have the stress of whole phrases on words without
+    return tuple(TimedSymbol(name, starts[index] / sample_rate, ends[index] / sample_rate) for name, index in zip(names, kept))
+
+
+def _share_time(index: int, symbols: list[str], starts: list[int], ends: list[int]) -> None:
+    """Give a phoneme without time of its own a third of the vowel after it, or of the phoneme before it."""
+    after, before = index + 1, index - 1
+    if after < len(symbols) and _PROSODY.sub("", symbols[after])[:1] in _VOWELS:
+        cut = starts[after] + (ends[after] - starts[after]) // 3
+        ends[index] = starts[after] = cut
+    elif before >= 0 and symbols[before]:
+        cut = ends[before] - (ends[before] - starts[before]) // 3
+        starts[index] = ends[before] = cut
 
 
 def _word_times(text: str, events: list[_RawEvent], num_samples: int, sample_rate: int) -> tuple[TimedSymbol, ...]:
@@ -344,21 +397,31 @@ def phonemize(text: str, lang: str = "en-us", *, separator: str = "") -> str:
         ImportError: espeakng-loader is not installed.
         ValueError: the language is unknown, or the separator is longer than a character.
     """
+    return ", ".join(clause.spoken for clause in clauses(text, lang, separator=separator) if clause.spoken)
+
+
+def clauses(text: str, lang: str = "en-us", *, separator: str = "") -> list[Clause]:
+    """The clauses that espeak-ng makes of a text, each as it is written and in IPA, words separated by blanks.
+
+    The written parts put together are the text. A pause inside a clause, at a bracket or a dash, shows as separators
+    without a phoneme between them.
+
+    Args:
+        text: plain text.
+        lang: voice or language code, one of `voices()`.
+        separator: a character to put between the phonemes of a word.
+
+    Raises:
+        ImportError: espeakng-loader is not installed.
+        ValueError: the language is unknown, or the separator is longer than a character.
+    """
     if len(separator) > 1 or separator.isspace():
         raise ValueError(f"separator={separator!r}: give one character that is not white space, or none")
     _check_text(text)
-    mode = _PHONEMES_IPA | (ord(separator) << 8 if separator else 0)
     with _lock:
         library = _get_library()
         library.set_voice(lang)
-        buffer = ctypes.create_string_buffer(text.encode("utf-8"))
-        cursor = ctypes.c_void_p(ctypes.addressof(buffer))
-        clauses: list[str] = []
-        while cursor.value:
-            spoken = library.lib.espeak_TextToPhonemes(ctypes.byref(cursor), _CHARS_UTF8, mode)
-            if spoken and spoken.strip():
-                clauses.append(_LANGUAGE_SWITCH.sub("", spoken.decode("utf-8")).strip())
-    return ", ".join(clauses)
+        return library.read(text, separator)
 
 
 def _check_text(text: str) -> None:

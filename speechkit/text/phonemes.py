@@ -15,10 +15,11 @@ Backend = Literal["auto", "espeak", "characters"]
 
 WORD_BOUNDARY = "|"
 MARKS = (",", ".", "?", "!", ";", ":")  # punctuation that is a symbol of its own where speech is made
+BETWEEN_PHONEMES = "_"
 
 _USUAL_VOICE = {"en": "en-us", "fr": "fr-fr", "zh": "cmn", "no": "nb", "iw": "he"}
 _STRESS = re.compile("[\\u02c8\\u02cc]")
-_BETWEEN_PHONEMES = "_"
+_STRESS_WITHIN = re.compile("(?<=[^_\\u02c8\\u02cc])(?=[\\u02c8\\u02cc])")  # espeak-ng forgets a separator at times
 
 
 def is_boundary(symbol: str) -> bool:
@@ -48,30 +49,46 @@ def phonemize(
         ImportError: the backend is "espeak" and espeakng-loader is not installed.
         ValueError: the backend is unknown, or espeak-ng does not know the language.
     """
-    if backend not in ("auto", "espeak", "characters"):
-        raise ValueError(f"backend={backend!r}: choose auto, espeak or characters")
-    if backend == "auto" and not espeak.available():
-        _warn_of_characters()
-        backend = "characters"
-    if backend == "characters":
-        words = [[list(word) for word in _letters(text)] for text in texts]
+    if choose_backend(backend) == "characters":
+        words = [[list(word) for word in letters(text)] for text in texts]
     else:
-        voice = _voice_of(lang)
+        voice = voice_of(lang)
         words = [_phonemes(text, voice, stress) for text in texts]
     return [f" {separator} ".join(" ".join(word) for word in text) for text in words]
+
+
+def choose_backend(backend: Backend) -> Literal["espeak", "characters"]:
+    """The backend that is used for "auto"; without espeak-ng it warns once.
+
+    Raises:
+        ValueError: the backend is unknown.
+    """
+    if backend not in ("auto", "espeak", "characters"):
+        raise ValueError(f"backend={backend!r}: choose auto, espeak or characters")
+    if backend != "auto":
+        return backend
+    if espeak.available():
+        return "espeak"
+    _warn_of_characters()
+    return "characters"
 
 
 @cache
 def _warn_of_characters() -> None:
     warnings.warn(
         'espeak-ng is not installed: letters stand in for phonemes; pip install "speechkit[demo]" gives phonemes',
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
 @cache
-def _voice_of(lang: str) -> str:
-    """espeak-ng's voice for a language code."""
+def voice_of(lang: str) -> str:
+    """espeak-ng's voice for a language code.
+
+    Raises:
+        ImportError: espeakng-loader is not installed.
+        ValueError: espeak-ng does not know the language.
+    """
     known = espeak.voices()
     code = lang.lower().replace("_", "-")
     base = code.split("-")[0]
@@ -84,14 +101,26 @@ def _voice_of(lang: str) -> str:
     return regional[0]
 
 
-def _phonemes(text: str, voice: str, stress: bool) -> list[list[str]]:
-    spoken = espeak.phonemize(text, voice, separator=_BETWEEN_PHONEMES).replace(",", " ")
+def symbols_of(word: str, *, stress: bool = True) -> list[str]:
+    """Phoneme symbols of a word as espeak-ng gives it with `BETWEEN_PHONEMES` as the separator."""
+    spaced = _STRESS_WITHIN.sub(BETWEEN_PHONEMES, word)
     if not stress:
-        spoken = _STRESS.sub("", spoken)
-    words = ([symbol for symbol in word.split(_BETWEEN_PHONEMES) if symbol] for word in spoken.split())
-    return [word for word in words if word]
+        spaced = strip_stress(spaced)
+    return [symbol for symbol in spaced.split(BETWEEN_PHONEMES) if symbol]
 
 
-def _letters(text: str) -> list[str]:
+def strip_stress(symbols: str) -> str:
+    """The same without marks of stress."""
+    return _STRESS.sub("", symbols)
+
+
+def letters(text: str) -> list[str]:
+    """Words of a text, their letters and digits alone, in lower case."""
     normal = unicodedata.normalize("NFC", text).lower()
     return ["".join(filter(str.isalnum, word)) for word in normal.split() if any(map(str.isalnum, word))]
+
+
+def _phonemes(text: str, voice: str, stress: bool) -> list[list[str]]:
+    spoken = " ".join(clause.spoken for clause in espeak.clauses(text, voice, separator=BETWEEN_PHONEMES))
+    words = (symbols_of(word, stress=stress) for word in spoken.split())
+    return [word for word in words if word]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import itertools
 import multiprocessing
 import subprocess
 import sys
@@ -200,3 +201,36 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ImportError, match=r"speechkit\[demo\]"):
         espeak.speak("hello")
     assert not espeak.available()
+
+
+@pytest.mark.parametrize(
+    ("text", "voice", "sounds"),
+    [
+        ("I hear you very well.", "en-us", "w ˈɛ l"),  # "l" is spoken as the end of the vowel
+        ("a well-known dog", "en-us", "w ˈɛ l n ˈoʊ n"),
+        ("L'eau est trop froide.", "fr-fr", "f ʁ w ˈa d"),  # "w" is spoken as the beginning of the vowel
+        ("Peter peint la nuit.", "fr-fr", "p ˈiː t ə p ˈɛ̃"),  # an English name: marks of language are no phonemes
+        ("Es el siete de septiembre.", "es", "s e pː t j ˈe m b ɾ e"),  # the mark of length is in no event
+        ("What?! No.", "en-us", "w ˌʌ t n ˈoʊ"),  # the tone of the phrase is on a word without stress
+    ],
+)
+def test_events_and_transcription_have_the_same_phonemes(text: str, voice: str, sounds: str) -> None:
+    phonemes = espeak.speak(text, voice=voice).phonemes
+    assert sounds in " ".join(phoneme.symbol for phoneme in phonemes)
+    read = espeak.phonemize(text, voice, separator="_").replace("_", " ").replace(",", " ").split()
+    assert [phoneme.symbol for phoneme in phonemes] == read
+    assert all(phoneme.end > phoneme.start for phoneme in phonemes)
+    assert all(first.end <= second.start for first, second in itertools.pairwise(phonemes))
+
+
+@pytest.mark.parametrize("text", ["", " ", "Hello, world. How are you? Ça va… 世界。好\n\nNew (paragraph)", "one" + " two" * 400])
+def test_clauses_hold_the_whole_text(text: str) -> None:
+    clauses = espeak.clauses(text, separator="_")
+    assert "".join(clause.written for clause in clauses) == text
+    spoken = ", ".join(clause.spoken for clause in clauses if clause.spoken)
+    assert spoken.replace("_", "") == espeak.phonemize(text)
+
+
+def test_clauses_end_with_their_punctuation() -> None:
+    written = [clause.written for clause in espeak.clauses("Hello, world. Really?! (Yes.) Well; so")]
+    assert [part.strip()[-1] for part in written] == [",", ".", "(", ")", ";", "o"]

@@ -31,7 +31,7 @@ def test_stress_and_separator() -> None:
                                              ("zh", "cmn"), ("de-AT", "de"), ("vi", "vi")])  # fmt: skip
 def test_language_codes(lang: str, voice: str) -> None:
     pytest.importorskip("espeakng_loader")
-    assert phonemes._voice_of(lang) == voice
+    assert phonemes.voice_of(lang) == voice
 
 
 def test_unknown_language_and_backend() -> None:
