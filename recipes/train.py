@@ -7,23 +7,25 @@ pretrained folder to <run_dir>/pretrained. Returns the metric of the exported we
 from __future__ import annotations
 
 import functools
+import inspect
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from speechkit.data.datamodule import BucketDataModule
+from speechkit.data.datamodule import BucketDataModule, DataSource
 from speechkit.data.speech_data import training_texts
 from speechkit.data.text_data import training_sentences
 from speechkit.pretrained import init_from, save_pretrained
+from speechkit.text.tokenizers import Tokenizer
 from speechkit.training.lit_module import LitModule
 from speechkit.training.resume import Checkpointer
 from speechkit.training.run import (
@@ -53,35 +55,23 @@ def train(cfg: DictConfig) -> float:
         The value of `cfg.metric` on the validation data, of the exported weights.
     """
     OmegaConf.set_readonly(cfg, True)
+    if cfg.kind not in PARTS:
+        raise ValueError(f"kind={cfg.kind!r}: choose one of {', '.join(PARTS)}")
     job_dir = Path(cfg.job_dir)
     checkpoint = claim_run_dir(job_dir, resume=cfg.resume)
     set_threads(cfg.threads)
     quiet_lightning()
     pl.seed_everything(cfg.seed, verbose=False)
-    is_speech = cfg.features is not None
-    read_texts, texts = tokenizer_texts(cfg, is_speech=is_speech)
-    tokenizer = obtain_tokenizer(
-        job_dir / "tokenizer",
-        build(cfg.tokenizer),
-        lambda: read_texts(**texts),
-        settings={"tokenizer": OmegaConf.to_container(cfg.tokenizer, resolve=True), **texts},
-    )
-    features = build(cfg.features)
-    inputs = {"encoder": {"input_dim": features.output_dim}} if is_speech else {}
-    model = build(cfg.model, vocab_size=tokenizer.vocab_size, **inputs)
+    job = PARTS[cfg.kind](cfg)
     module = LitModule(
-        features=features,
-        augment=build(cfg.augment.feats) if is_speech else None,
-        model=model,
-        tokenizer=tokenizer,
+        **job.parts,
         optimizer=build(cfg.optim.optimizer),
         scheduler=build(cfg.optim.scheduler),
-        infer=build(cfg.decode),
         on_nonfinite=cfg.on_nonfinite,
     )
     if cfg.init_from is not None and checkpoint is None:
         print(init_from(module, cfg.init_from, prefix=cfg.init_prefix), flush=True)
-    datamodule = BucketDataModule(build(cfg.data, tokenizer=tokenizer))
+    datamodule = BucketDataModule(job.source)
     callbacks = [callback for callback in build(cfg.callbacks).values() if callback is not None]
     trainer = build(cfg.trainer, callbacks=callbacks)
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -91,41 +81,127 @@ def train(cfg: DictConfig) -> float:
     module.load_state_dict(checkpointer.averaged_weights(), strict=False)
     [metrics] = trainer.validate(module, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
-        facts = speech_facts(cfg, module, datamodule.train_dataset.durations) if is_speech else {}
-        export(cfg, module, metrics, steps=trainer.global_step, facts=facts)
+        facts = job.facts(cfg, module, datamodule)
+        export(cfg, module, metrics, steps=trainer.global_step, model=job.model, facts=facts)
         write_json(job_dir / "result.json", metrics)
         print(f"{job_dir / 'pretrained'}: " + " ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return float(metrics[cfg.metric])
 
 
-def tokenizer_texts(cfg: DictConfig, *, is_speech: bool) -> tuple[Callable[..., Iterable[str]], dict[str, Any]]:
+class Job(NamedTuple):
+    """What a kind of training is made of.
+
+    Attributes:
+        source: where the data come from.
+        parts: arguments of `LitModule`.
+        model: the configuration of the model, as it is exported.
+        facts: what else the exported configuration holds.
+    """
+
+    source: DataSource
+    parts: dict[str, Any]
+    model: dict[str, Any]
+    facts: Callable[[DictConfig, LitModule, BucketDataModule], dict[str, Any]]
+
+
+def recognizer(cfg: DictConfig) -> Job:
+    """Speech to text: features, augmentation, model and search."""
+    tokenizer = text_tokenizer(cfg, takes_transcripts=cfg.tokenizer_texts is None)
+    features = build(cfg.features)
+    sizes = {"vocab_size": tokenizer.vocab_size, "encoder": {"input_dim": features.output_dim}}
+    parts = {
+        "features": features,
+        "augment": build(cfg.augment.feats),
+        "model": build(cfg.model, **sizes),
+        "tokenizer": tokenizer,
+        "infer": build(cfg.decode),
+    }
+    return Job(build(cfg.data, tokenizer=tokenizer), parts, with_sizes(cfg.model, sizes), recognizer_facts)
+
+
+def language_model(cfg: DictConfig) -> Job:
+    """Text alone."""
+    tokenizer = text_tokenizer(cfg, takes_transcripts=False)
+    sizes = {"vocab_size": tokenizer.vocab_size}
+    parts = {"model": build(cfg.model, **sizes), "tokenizer": tokenizer}
+    return Job(build(cfg.data, tokenizer=tokenizer), parts, with_sizes(cfg.model, sizes), lambda *_: {})
+
+
+def synthesizer(cfg: DictConfig) -> Job:
+    """Text to speech: front end, mel and model."""
+    frontend, mel = build(cfg.frontend), build(cfg.features)
+    source = build(cfg.data, frontend=frontend, mel=mel)
+    settings = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("tokenizer", "frontend")}
+    manifests = {name: str(path) for name, path in source.train_manifests.items()}
+    source.tokenizer = obtain_tokenizer(
+        Path(cfg.job_dir) / "tokenizer", build(cfg.tokenizer), source.texts, settings={**settings, "train": manifests}
+    )
+    known = {
+        "vocab_size": source.tokenizer.vocab_size,
+        "num_mels": mel.output_dim,
+        "num_speakers": len(source.speakers),
+        "num_languages": len(source.languages),
+    }
+    if source.stats is not None:
+        known["log_f0_std"] = source.stats.log_f0_std
+    taken = inspect.signature(get_class(cfg.model._target_)).parameters
+    sizes = {name: value for name, value in known.items() if name in taken}
+    parts = {"features": mel, "model": build(cfg.model, **sizes), "tokenizer": source.tokenizer}
+    return Job(source, parts, with_sizes(cfg.model, sizes), synthesizer_facts)
+
+
+PARTS = {"recognizer": recognizer, "language_model": language_model, "synthesizer": synthesizer}
+
+
+def text_tokenizer(cfg: DictConfig, *, takes_transcripts: bool) -> Tokenizer:
+    """The tokenizer of transcripts, or of sentences."""
+    read_texts, texts = tokenizer_texts(cfg, takes_transcripts=takes_transcripts)
+    return obtain_tokenizer(
+        Path(cfg.job_dir) / "tokenizer",
+        build(cfg.tokenizer),
+        lambda: read_texts(**texts),
+        settings={"tokenizer": OmegaConf.to_container(cfg.tokenizer, resolve=True), **texts},
+    )
+
+
+def with_sizes(node: DictConfig, sizes: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as plain values, with what the data decided."""
+    plain: Any = OmegaConf.to_container(node, resolve=True)
+    for name, value in sizes.items():
+        plain[name] = {**plain[name], **value} if isinstance(value, dict) else value
+    return plain
+
+
+def tokenizer_texts(cfg: DictConfig, *, takes_transcripts: bool) -> tuple[Callable[..., Iterable[str]], dict[str, Any]]:
     """What reads the texts that the tokenizer is trained on, and its arguments: plain values."""
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     data, own = settings["data"], settings["tokenizer_texts"]
-    takes_transcripts = is_speech and own is None
     data["train"] = data["train"] if own is None else own
     names = ("train", "normalizer", "target_field" if takes_transcripts else "column")
     read = training_texts if takes_transcripts else training_sentences
     return read, {name: data[name] for name in names if data.get(name) is not None}
 
 
-def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, steps: int, facts: dict[str, Any]) -> None:
+def export(
+    cfg: DictConfig,
+    module: LitModule,
+    metrics: dict[str, float],
+    *,
+    steps: int,
+    model: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
     """Writes the pretrained folder: plain configuration, weights of features and model, tokenizer, model card."""
-    kind = "recognizer" if "features" in facts else "language_model"
     config: dict[str, Any] = {
-        "kind": kind,
-        "model": OmegaConf.to_container(cfg.model, resolve=True),
-        "normalizer": cfg.data.normalizer,
+        "kind": cfg.kind,
+        "model": model,
         "languages": list(cfg.languages),
         **facts,
         "description": cfg.description,
         "metrics": dict(metrics),
     }
-    config["model"]["vocab_size"] = module.tokenizer.vocab_size
-    if kind == "recognizer":
-        config["model"]["encoder"]["input_dim"] = module.features.output_dim
     card = model_card(
-        kind=kind,
+        kind=cfg.kind,
         name=cfg.name,
         command=shlex.join(["speechkit", "train", *HydraConfig.get().overrides.task]),
         metrics=metrics,
@@ -136,13 +212,29 @@ def export(cfg: DictConfig, module: LitModule, metrics: dict[str, float], *, ste
     save_pretrained(Path(cfg.job_dir) / "pretrained", config=config, state_dict=weights, tokenizer=module.tokenizer, card=card)
 
 
-def speech_facts(cfg: DictConfig, module: LitModule, durations: np.ndarray) -> dict[str, Any]:
-    """What the configuration of a recogniser holds beside its model; durations are those of training, in seconds."""
+def recognizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:
+    """What the configuration of a recogniser holds beside its model."""
+    durations: np.ndarray = datamodule.train_dataset.durations  # seconds
     return {
+        "normalizer": cfg.data.normalizer,
         **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("features", "decode")},
         "features_fingerprint": module.features.fingerprint(),
         "window_seconds": cfg.window_seconds or round(float(durations.max()), 2),
         "merge_seconds": round(float(np.median(durations)), 2),
+    }
+
+
+def synthesizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:
+    """What the configuration of a synthesiser holds beside its model."""
+    source: Any = datamodule.source
+    stats = source.stats
+    return {
+        **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("features", "frontend", "decode")},
+        "features_fingerprint": module.features.fingerprint(),
+        "languages": list(source.languages),
+        "speakers": list(source.speakers),
+        "log_f0_mean": None if stats is None else {name: round(mean, 4) for name, mean in stats.log_f0_mean.items()},
+        "log_f0_std": None if stats is None else round(stats.log_f0_std, 4),
     }
 
 

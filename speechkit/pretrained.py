@@ -38,7 +38,11 @@ from speechkit.text.tokenizers import Tokenizer, load_tokenizer
 ASSETS = Path(__file__).parent / "assets"
 ALLOWED_PACKAGES = ("speechkit.audio.", "speechkit.text.", "speechkit.nn.", "speechkit.search.", "speechkit.models.")
 CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
-PARTS = {"recognizer": ("features", "model", "decode"), "language_model": ("model",)}  # of a config, by kind
+PARTS = {  # of a config, by kind
+    "recognizer": ("features", "model", "decode"),
+    "language_model": ("model",),
+    "synthesizer": ("features", "frontend", "model", "decode"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def save_pretrained(
     *,
     config: Mapping[str, Any],
     state_dict: Mapping[str, Tensor],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     card: str,
 ) -> Path:
     """Writes a pretrained folder.
@@ -67,7 +71,7 @@ def save_pretrained(
         directory: made when absent; files of the same names are replaced.
         config: plain values only: "kind", the `PARTS` of this kind, and facts such as "languages" or "metrics".
         state_dict: weights and buffers, keys starting with "features." or "model.".
-        tokenizer: saved beside the weights.
+        tokenizer: saved beside the weights; None for models without text.
         card: text of the model card (Markdown).
 
     Returns:
@@ -93,7 +97,8 @@ def save_pretrained(
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state_dict.items()}
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     (directory / CONFIG).write_text(text, encoding="utf-8")
-    tokenizer.save(directory)
+    if tokenizer is not None:
+        tokenizer.save(directory)
     (directory / CARD).write_text(card, encoding="utf-8")
     return directory
 

@@ -19,7 +19,7 @@ from speechkit.data.dataset import SpeechDataset, field_text
 from speechkit.data.loader import ResumableLoader, validation_batches, worker_options
 from speechkit.data.manifest import filter_manifest, read_manifest
 from speechkit.data.padding import PaddingReport
-from speechkit.data.prosody import ProsodyIndex, compile_prosody
+from speechkit.data.prosody import ProsodyIndex, ProsodyStats, compile_prosody
 from speechkit.data.sampler import BucketBatchSampler
 from speechkit.data.speech_data import Manifests, name_manifests
 from speechkit.data.tts_dataset import Script, TtsDataset
@@ -46,7 +46,7 @@ class TtsData:
         sampler: makes the training batches: a partial of `BucketBatchSampler` over everything but the columns, rank and
             world size.
         frontend: texts to phones; None for models that read no text, such as vocoders.
-        tokenizer: phones to ids; goes with the front end.
+        tokenizer: phones to ids; goes with the front end, and may be set as an attribute once `texts` has trained it.
         text_field: manifest field with the text to be spoken; "text" is the transcript.
         alignment: manifest field with phones and their times, as `speechkit align` writes it; None does without times.
             Utterances whose phones are not those of the front end are left out, and reported.
@@ -89,11 +89,12 @@ class TtsData:
         on_error: Literal["raise", "skip"] = "raise",
         cache: Literal["memory"] | None = None,
     ) -> None:
-        if (frontend is None) != (tokenizer is None):
-            raise ValueError("frontend and tokenizer go together: give both for models that read text, none for others")
+        if frontend is None and tokenizer is not None:
+            raise ValueError("tokenizer without frontend: give both for models that read text, none for others")
         self.train_manifests, self.valid_manifests = name_manifests(train), name_manifests(valid)
         self.mel, self.make_sampler = mel, sampler
         self.frontend, self.tokenizer, self.text_field = frontend, tokenizer, text_field
+        self._found_phones: dict[tuple[str, str], list[str]] = {}
         self.alignment, self.margin_seconds = alignment if frontend else None, margin_seconds
         self.prosody: dict[str, Any] | None = {"cache_dir": cache_dir, "f_min": f_min, "f_max": f_max} if prosody else None
         self.reading: dict[str, Any] = {"sample_rate": mel.sample_rate, "channel": channel, "cache": cache}
@@ -127,6 +128,12 @@ class TtsData:
     def train_dataset(self) -> TtsDataset:
         """The training data; finds phones, times and prosody of all of them."""
         return self._dataset(self.train_utterances, name="data.train", on_error=self.on_error)
+
+    @property
+    def stats(self) -> ProsodyStats | None:
+        """What pitch and energy are normalised by; None without them."""
+        prosody = self.train_dataset.prosody
+        return None if prosody is None else prosody.stats
 
     def train_loader(self, *, rank: int, world_size: int) -> ResumableLoader:
         """Training data in the batches of one rank."""
@@ -164,7 +171,7 @@ class TtsData:
         """Phones of the training texts, separated by blanks, for the tokenizer to learn its symbols from."""
         assert self.frontend is not None
         for utterance in self.train_utterances:
-            symbols = self.frontend.phones(self._text(utterance), lang=utterance.lang or None)
+            symbols = self._phones(utterance)
             if symbols:
                 yield " ".join(symbols)
 
@@ -212,9 +219,10 @@ class TtsData:
 
     def _script(self, utterance: Utterance) -> tuple[Utterance, Script]:
         text = self._text(utterance)
-        if self.frontend is None or self.tokenizer is None:
+        if self.frontend is None:
             return utterance, Script(text, np.zeros(0, np.int64))
-        symbols = self.frontend.phones(text, lang=utterance.lang or None)
+        assert self.tokenizer is not None, "the tokenizer has not been set"
+        symbols = self._phones(utterance)
         if not symbols:
             raise ValueError(f"{self.text_field}={text!r} has nothing to say")
         phones_P = np.asarray(self.tokenizer.encode(" ".join(symbols)), np.int64)
@@ -231,6 +239,14 @@ class TtsData:
         boundaries = phone_boundaries(symbols, timed, start=start, end=end) - start
         cut = dataclasses.replace(utterance, start=utterance.start + start, duration=end - start)
         return cut, Script(text, phones_P, boundaries)
+
+    def _phones(self, utterance: Utterance) -> list[str]:
+        """Phones of what an utterance says, found once."""
+        assert self.frontend is not None
+        key = (self._text(utterance), utterance.lang)
+        if key not in self._found_phones:
+            self._found_phones[key] = self.frontend.phones(key[0], lang=utterance.lang or None)
+        return self._found_phones[key]
 
     def _text(self, utterance: Utterance) -> str:
         return utterance.text if self.text_field == "text" else field_text(utterance, self.text_field)

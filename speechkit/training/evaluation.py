@@ -1,6 +1,6 @@
-"""What a validation measures: error rates of transcripts, or perplexities of text.
+"""What a validation measures: error rates of transcripts, perplexities of text, or the parts of a loss.
 
-Both add up over batches, sum over ranks, and divide once.
+All add up over batches, sum over ranks, and divide once.
 
 Shape legend: B batch, T frames, F mel bins, U tokens.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from speechkit.metrics.wer import WerAccumulator
 from speechkit.text.tokenizers import Tokenizer
-from speechkit.types import AsrBatch, Hypothesis, LossOutput, TextBatch
+from speechkit.types import AsrBatch, Hypothesis, LossOutput, TextBatch, TtsBatch
 
 
 class ErrorRates:
@@ -84,3 +84,29 @@ class Perplexities:
             name: math.exp(min(nll / max(count, 1.0), 100.0))  # an untrained model must not overflow
             for name, count in (("valid/ppl", num_tokens), ("valid/word_ppl", num_words))
         }
+
+
+class LossParts:
+    """Means of the parts of a loss over its targets, such as valid/mel: for models whose output nobody can count errors in."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._num_targets = 0.0
+
+    def update(self, model: Any, inputs: tuple[Tensor, ...], batch: TtsBatch, output: LossOutput) -> None:
+        """Adds a batch."""
+        num_targets = float(output.num_targets)
+        for name, part in output.parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(part) * num_targets
+        self._num_targets += num_targets
+
+    def take_sums(self) -> list[float]:
+        """The sums so far, which begin anew; their names are kept, and the same on all ranks."""
+        sums = [self._num_targets, *(self._sums[name] for name in sorted(self._sums))]
+        self._num_targets, self._sums = 0.0, dict.fromkeys(self._sums, 0.0)
+        return sums
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        """Metrics of sums of several ranks."""
+        num_targets, *parts = sums
+        return {f"valid/{name}": part / max(num_targets, 1.0) for name, part in zip(sorted(self._sums), parts, strict=True)}

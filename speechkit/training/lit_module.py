@@ -2,6 +2,7 @@
 
     batch (waveforms) -> features -> augmentation (num_views copies) -> model.loss -> backward -> clip -> step
     batch (waveforms) -> features -> model.loss, infer -> summed losses and error counts, divided once per validation
+    batch (speech and phones) -> mels -> model.loss -> ... -> summed losses and their parts
     batch (text)      -> model.loss -> ...             -> summed losses, perplexities
 
 What to train is handed in ready-made; a family differs in its `model` and `infer` alone. Data come from a datamodule,
@@ -13,7 +14,7 @@ Shape legend: B batch, N samples, T frames, F mel bins, U tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from speechkit.audio.cmvn import GlobalCmvn
+from speechkit.nn.mel_norm import MelNorm
 from speechkit.text.tokenizers import Tokenizer
-from speechkit.training.evaluation import ErrorRates, Perplexities
+from speechkit.training.evaluation import ErrorRates, LossParts, Perplexities
 from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
 from speechkit.training.optim import parameter_groups
-from speechkit.types import AsrBatch, Hypothesis, TextBatch
+from speechkit.types import AsrBatch, Hypothesis, TextBatch, TtsBatch
 
 GLOBAL_CMVN_UTTERANCES = 500  # an hour of speech: the statistics no longer change visibly
 
@@ -37,27 +39,26 @@ class LitModule(pl.LightningModule):
     Args:
         model: has `loss(feats_BTF, feat_lens_B, batch) -> LossOutput` and `num_views`; a model of text, trained without
             features, has `loss(batch)`.
-        tokenizer: the one that made the targets.
+        tokenizer: the one that made the targets; recognisers and models of text need it.
         optimizer: parameter groups to optimizer, e.g. a partial of `torch.optim.AdamW`.
         scheduler: (optimizer, total steps) to schedule, e.g. a partial of `speechkit.training.optim.noam`.
         features: waveforms to features; has `sample_rate` (Hz) and `frame_shift` (seconds). None for models of text.
-        augment: features to augmented features, in training only; draws anew for every row. Only and always with features,
-            as the next.
-        infer: the family's `infer`, with its options bound.
+        augment: features to augmented features, in training only; draws anew for every row. Only with features, as the next.
+        infer: a recogniser's `infer`, with its options bound; None for models of speech that make no transcripts.
         on_nonfinite: what a NaN or infinite gradient does: "stop" training, or "skip" the step; both name the
             utterances.
 
     Raises:
-        ValueError: `on_nonfinite` is unknown, or some of features, augment and infer are missing.
+        ValueError: `on_nonfinite` is unknown, or parts are missing that others need.
     """
 
     def __init__(
         self,
         *,
         model: nn.Module,
-        tokenizer: Tokenizer,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer, int], Any],
+        tokenizer: Tokenizer | None = None,
         features: nn.Module | None = None,
         augment: nn.Module | None = None,
         infer: Callable[..., list[Hypothesis]] | None = None,
@@ -66,8 +67,10 @@ class LitModule(pl.LightningModule):
         super().__init__()
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite={on_nonfinite!r} is unknown; choose stop or skip")
-        if len({part is None for part in (features, augment, infer)}) > 1:
-            raise ValueError("features, augment and infer go together: give all three for speech, none for text")
+        if features is None and (augment is not None or infer is not None):
+            raise ValueError("augment and infer need features: give all three for a recogniser, none for text")
+        if tokenizer is None and (infer is not None or features is None):
+            raise ValueError("tokenizer=None: recognisers and models of text need the one that made their targets")
         self.features: Any
         self.augment: Any
         self.features, self.augment = features, augment
@@ -77,10 +80,12 @@ class LitModule(pl.LightningModule):
         self.on_nonfinite = on_nonfinite
         self.num_skipped_steps = 0
         self._since_step: list[tuple[Tensor, tuple[str, ...]]] = []  # loss and ids of each accumulated batch
-        self._evaluation: Any = Perplexities(tokenizer=tokenizer)
-        if infer is not None:
+        self._evaluation: Any = LossParts()
+        if infer is not None and tokenizer is not None:
             shift = float(self.features.frame_shift)
             self._evaluation = ErrorRates(infer=infer, tokenizer=tokenizer, frame_shift=shift)
+        elif features is None and tokenizer is not None:
+            self._evaluation = Perplexities(tokenizer=tokenizer)
         self._valid_loss = (0.0, 0.0)  # summed loss, summed targets
 
     def on_fit_start(self) -> None:
@@ -88,18 +93,21 @@ class LitModule(pl.LightningModule):
 
         Every rank reads the same utterances, evenly over the training data, as they are augmented in the first epoch.
         """
-        cmvn = getattr(self.features, "cmvn", None)
-        if not isinstance(cmvn, GlobalCmvn) or int(cmvn.count) > 0:
-            return
-        dataset = self.trainer.datamodule.train_dataset  # type: ignore[attr-defined]
-        places = range(0, len(dataset), max(1, len(dataset) // GLOBAL_CMVN_UTTERANCES))
-        waves = (torch.from_numpy(example.wave_N) for i in places if (example := dataset[i]) is not None)
-        cmvn.fit(
-            self.features(wave_N.unsqueeze(0).to(self.device), torch.tensor([len(wave_N)], device=self.device))
-            for wave_N in waves
-        )
+        parts = (getattr(self.features, "cmvn", None), *self.model.modules())
+        for part in parts:
+            if isinstance(part, GlobalCmvn | MelNorm) and int(part.count) == 0:
+                part.fit(self._training_features())
 
-    def training_step(self, batch: AsrBatch | TextBatch, batch_idx: int) -> Tensor:
+    def _training_features(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features of utterances evenly over the training data, one at a time."""
+        dataset = self.trainer.datamodule.train_dataset  # type: ignore[attr-defined]
+        for i in range(0, len(dataset), max(1, len(dataset) // GLOBAL_CMVN_UTTERANCES)):
+            example = dataset[i]
+            if example is not None:
+                wave_N = torch.from_numpy(example.wave_N).to(self.device)
+                yield self.features(wave_N.unsqueeze(0), torch.tensor([len(wave_N)], device=self.device))
+
+    def training_step(self, batch: AsrBatch | TtsBatch | TextBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         self._batch = batch
         if not batch.ids:  # nothing in it could be read; other ranks still wait for this one's gradients
@@ -117,7 +125,7 @@ class LitModule(pl.LightningModule):
             return ()
         return self.compute_features(batch, views=self.model.num_views if self.training else 1)
 
-    def compute_features(self, batch: AsrBatch, *, views: int = 1) -> tuple[Tensor, Tensor]:
+    def compute_features(self, batch: AsrBatch | TtsBatch, *, views: int = 1) -> tuple[Tensor, Tensor]:
         """Features of a batch in fp32; in training, `views` copies of them, one after the other, augmented each for itself.
 
         Returns:
@@ -126,7 +134,8 @@ class LitModule(pl.LightningModule):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             feats_BTF, feat_lens_B = self.features(batch.wave_BN, batch.wave_lens_B)
             feats_BTF, feat_lens_B = feats_BTF.repeat(views, 1, 1), feat_lens_B.repeat(views)
-            return (self.augment(feats_BTF, feat_lens_B) if self.training else feats_BTF), feat_lens_B
+            augment = self.training and self.augment is not None
+            return (self.augment(feats_BTF, feat_lens_B) if augment else feats_BTF), feat_lens_B
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Back-propagates; memory runs out here as often as in the step."""
@@ -153,7 +162,7 @@ class LitModule(pl.LightningModule):
         self.num_skipped_steps += 1
         print(f"step {self.trainer.global_step} skipped: {message}")
 
-    def validation_step(self, batch: AsrBatch | TextBatch, batch_idx: int) -> Any:
+    def validation_step(self, batch: AsrBatch | TtsBatch | TextBatch, batch_idx: int) -> Any:
         """Adds a batch to the validation sums; returns its hypotheses, if there are any, for callbacks to show."""
         with explain_oom(batch, self.sample_rate):
             inputs = self._inputs(batch)

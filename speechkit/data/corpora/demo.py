@@ -66,15 +66,18 @@ def voice_table() -> dict[str, Any]:
 
 
 def voice_pool(split: str, *, pool: str = "clear") -> list[str]:
-    """Voice variants of a split; those of different splits are disjoint.
+    """Voice variants of a split; those of different splits are disjoint, but for "single".
 
     Args:
         split: "train", "dev" or "test".
-        pool: "clear" for plain voices, "wide" for these and whispers, croaks and robots.
+        pool: "clear" for plain voices, "wide" for these and whispers, croaks and robots, "single" for the one voice that
+            synthesis is trained on.
     """
-    if pool not in ("clear", "wide"):
-        raise ValueError(f"voices={pool!r} is no voice pool: choose clear or wide")
+    if pool not in ("clear", "wide", "single"):
+        raise ValueError(f"voices={pool!r} is no voice pool: choose clear, wide or single")
     table = voice_table()
+    if pool == "single":
+        return table["single"][split]
     return table["clear"][split] + (table["wide"][split] if pool == "wide" else [])
 
 
@@ -106,7 +109,7 @@ def prepare_demo(
         num_text: sentences of `text_<language>.txt`, one per line, for language models: those of training and more of
             their kind, none of dev and test.
         seed: of all choices; another seed gives other sentences and other pairings with voices.
-        voices: "clear" or "wide", see `voice_pool`.
+        voices: "clear", "wide" or "single", see `voice_pool`; "single" takes the first accent of each language alone.
         speed: range of words per minute.
         pitch: range of base pitches, 0 to 99.
         noise_snr_db: range of signal-to-noise ratios of added white noise in dB; None adds none.
@@ -189,8 +192,8 @@ def _plan(out: Path, split: str, language: str, size: int, *, seed: int, setting
     key = (seed, SPLITS.index(split), LANGUAGES.index(language))
     rng = np.random.default_rng(key)
     table = voice_table()
-    speakers = [(voice, variant) for voice in table["languages"][language]
-                for variant in voice_pool(split, pool=settings["voices"])]  # fmt: skip
+    accents = table["languages"][language][: 1 if settings["voices"] == "single" else None]
+    speakers = [(voice, variant) for voice in accents for variant in voice_pool(split, pool=settings["voices"])]
     deck: list[int] = []
     for index, sentence in enumerate(islice(sentences(_text_rng(seed, split), split), size)):
         deck = deck or [int(card) for card in rng.permutation(len(speakers))]
