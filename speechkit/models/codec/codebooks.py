@@ -71,7 +71,7 @@ class CodebookCare(nn.Module):
     @torch.no_grad()
     def count(self, indices_BTQ: Tensor) -> None:
         """Counts the codes of a step."""
-        counts_QK = code_counts(indices_BTQ, self.counts_QK.shape[1])
+        counts_QK = code_counts(indices_BTQ, self.counts_QK.shape[1]).contiguous()
         if _num_ranks() > 1:
             dist.all_reduce(counts_QK)
         self.counts_QK += counts_QK

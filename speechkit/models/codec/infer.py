@@ -140,6 +140,6 @@ def _check_mels(model: CodecModel, mel: MelSpectrogram, vocoder: nn.Module | Non
     if model.mel is not None:
         model.mel.check_same(mel, name="the codec's waveform head", other_name="the mels")
     elif mel.output_dim != model.num_mels:
-        raise ValueError(f"mel has {mel.output_dim} bins, the codec num_mels={model.num_mels}; give the mel that it was trained on")
+        raise ValueError(f"mel has {mel.output_dim} bins, the codec num_mels={model.num_mels}; give the mel of its training")
     if vocoder is not None:
         vocoder.mel.check_same(mel, name="the vocoder", other_name="the codec")  # type: ignore[union-attr, operator]
