@@ -45,7 +45,14 @@ class FrameConv(nn.Module):
             x_BTI: frames, T at least 1.
             valid_BT: which are valid, bool; the others are read as zeros. None for all.
         """
-        return self.conv(silence(x_BTI, valid_BT).transpose(1, 2)).transpose(1, 2)
+        conv, half = self.conv, self.conv.kernel_size[0] // 2
+        if half == 0 and conv.stride == (1,) and conv.groups == 1:
+            return F.linear(x_BTI, conv.weight[..., 0], conv.bias)
+        # As an image of one row whose channels come last in memory: up to twice as fast on a CPU.
+        image_BI1T = silence(x_BTI, valid_BT).transpose(1, 2).unsqueeze(2)
+        weight, stride = conv.weight.unsqueeze(2), (1, conv.stride[0])
+        image_BO1T = F.conv2d(image_BI1T, weight, conv.bias, stride=stride, padding=(0, half), groups=conv.groups)
+        return image_BO1T.squeeze(2).transpose(1, 2)
 
 
 class TransformerLayer(nn.Module):
