@@ -29,7 +29,7 @@ from speechkit.data.dataset import SpeechDataset
 from speechkit.data.loader import batches_by_length
 from speechkit.data.manifest import atomic_file, read_manifest
 from speechkit.metrics.rtfx import RunInfo, write_run_info
-from speechkit.pretrained import load
+from speechkit.pretrained import load_recognizer
 from speechkit.recognizer import Recognizer
 from speechkit.training.run import one_line_errors, set_threads
 from speechkit.types import Hypothesis, Utterance
@@ -46,7 +46,7 @@ def decode(cfg: DictConfig) -> None:
     """Decodes what the configuration names and writes the rows and what was timed."""
     started = time.perf_counter()
     set_threads(cfg.threads)
-    recognizer = load(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype)
+    recognizer = load_recognizer(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype)
     if cfg.get("decode") is not None:
         recognizer.options = instantiate(cfg.decode).keywords["options"]
     utterances = read_manifest(cfg.manifest)

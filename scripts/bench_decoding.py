@@ -50,7 +50,7 @@ from speechkit.models.paraformer import infer as paraformer
 from speechkit.models.paraformer.model import ParaformerModel
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.decoder import TransformerDecoder
-from speechkit.pretrained import load
+from speechkit.pretrained import load_recognizer
 from speechkit.search.attention import TokenRules, attention_greedy
 from speechkit.search.attention_beam import BeamSettings, attention_beam
 from speechkit.search.ctc_greedy import ctc_greedy
@@ -345,7 +345,7 @@ def trained_group(folder: Path, manifest: Path, num_utterances: int, beam: int) 
     Raises:
         SystemExit: the model is of another family, or has no CTC head.
     """
-    recognizer = load(folder, device="cpu")
+    recognizer = load_recognizer(folder, device="cpu")
     model = recognizer.model
     if not isinstance(model, AedModel) or model.head is None:
         raise SystemExit(f"--model {folder}: give an AED model with a CTC head, not {type(model).__name__}")

@@ -29,7 +29,7 @@ import numpy as np
 
 from speechkit.audio.io import load_audio, save_audio
 from speechkit.metrics.wer import count_errors
-from speechkit.pretrained import load
+from speechkit.pretrained import load_recognizer
 from speechkit.recognizer import Recognizer, join_hypotheses
 from speechkit.text.normalize import get_normalizer
 from speechkit.types import Seconds, Word
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = [recording for recording in recordings if args.id in (None, recording["id"])]
         if not chosen:
             raise ValueError(f"--id {args.id}: {args.longform} has {', '.join(recording['id'] for recording in recordings)}")
-        recognizer = load(args.model)
+        recognizer = load_recognizer(args.model)
         results = [
             measure(
                 recognizer,

@@ -33,6 +33,7 @@ from speechkit.models.aed.model import AedModel
 from speechkit.models.aed.ranker import AedRanker
 from speechkit.recognizer import Recognizer
 from speechkit.search.neural_lm import NeuralLm
+from speechkit.synthesizer import Synthesizer
 from speechkit.text.tokenizers import Tokenizer, load_tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
@@ -42,6 +43,7 @@ PARTS = {  # of a config, by kind
     "recognizer": ("features", "model", "decode"),
     "language_model": ("model",),
     "synthesizer": ("features", "frontend", "model", "decode"),
+    "vocoder": ("features", "model"),
 }
 
 
@@ -104,43 +106,52 @@ def save_pretrained(
 
 
 def load(
-    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
-) -> Recognizer:
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    vocoder: str | Path | None = None,
+) -> Any:
     """Loads a model to use: a shipped name ("demo-ctc"), a pretrained folder, or a Hugging Face Hub name ("org/model").
 
     Args:
         name: shipped names and folders need no network; hub names need `pip install "speechkit[hub]"`.
         device: "cpu", "cuda", ...; None takes the GPU when there is one.
         dtype: what the model computes in: "float32", "bfloat16" or "float16"; features are always computed in float32.
+        vocoder: of a synthesiser: folder or name of a trained one; None for Griffin-Lim.
 
     Returns:
-        The recogniser, ready for `transcribe`.
+        A `speechkit.recognizer.Recognizer`, ready for `transcribe`, or a `speechkit.synthesizer.Synthesizer`, ready for
+        `synthesize`.
 
     Raises:
         FileNotFoundError: there is no such folder or shipped model.
         ValueError: the folder is damaged, or names code that it may not name.
     """
     directory = _find(name)
+    kind = read_config(directory)["kind"]
+    if kind == "synthesizer":
+        return load_synthesizer(name, device=device, dtype=dtype, vocoder=vocoder)
+    if vocoder is not None:
+        raise ValueError(f"vocoder={vocoder}: {directory} holds a {kind}, which makes no speech")
+    return load_recognizer(name, device=device, dtype=dtype)
+
+
+def load_recognizer(
+    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
+) -> Recognizer:
+    """Loads a recogniser; arguments and errors as in `load`."""
+    directory = _find(name)
     config = read_config(directory)
     if config["kind"] == "language_model":
         raise ValueError(f"{directory} holds a language model: name it in a recogniser's decode options, as lm={name}")
     if config["kind"] != "recognizer":
-        raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not known to this version of speechkit")
+        raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not a recogniser of this version of speechkit")
     tokenizer = load_tokenizer(directory)
-    features = instantiate(config["features"], where=f"{directory / CONFIG}: features")
-    if features.fingerprint() != config.get("features_fingerprint", features.fingerprint()):
-        raise ValueError(
-            f"{directory / CONFIG}: the features built from it are not those that the model was trained on "
-            f"(fingerprint {features.fingerprint()}, trained on {config['features_fingerprint']}): settings were edited, "
-            "or the model comes from another version of speechkit"
-        )
-    model = instantiate(config["model"], where=f"{directory / CONFIG}: model")
-    infer = instantiate({**config["decode"], "_partial_": True}, where=f"{directory / CONFIG}: decode")
-    _load_weights(directory / WEIGHTS, nn.ModuleDict({"features": features, "model": model}))
-    target = _device(device)
+    features, model, infer = _parts(directory, config, device, dtype)
     return Recognizer(
-        features=features.to(target),
-        model=model.to(target, dtype=_dtype(dtype)),
+        features=features,
+        model=model,
         tokenizer=tokenizer,
         infer=infer.func,
         options=infer.keywords["options"],
@@ -150,6 +161,73 @@ def load(
         merge_seconds=config.get("merge_seconds"),
         load_named=_load_named,
     )
+
+
+def load_synthesizer(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    vocoder: str | Path | None = None,
+) -> Synthesizer:
+    """Loads a synthesiser; arguments and errors as in `load`."""
+    directory = _find(name)
+    config = read_config(directory)
+    if config["kind"] != "synthesizer":
+        raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not a synthesiser")
+    mel, model, infer = _parts(directory, config, device, dtype)
+    return Synthesizer(
+        mel=mel,
+        model=model,
+        frontend=instantiate(config["frontend"], where=f"{directory / CONFIG}: frontend"),
+        tokenizer=load_tokenizer(directory),
+        infer=infer.func,
+        options=infer.keywords["options"],
+        vocoder=None if vocoder is None else load_vocoder(vocoder, device=device),
+        speakers=config.get("speakers", ("",)),
+        languages=config.get("languages", ("",)),
+        log_f0_mean=config.get("log_f0_mean"),
+        log_f0_std=config.get("log_f0_std"),
+        name=str(name),
+        max_chars=config.get("max_chars", 200),
+    )
+
+
+def load_vocoder(name: str | Path, *, device: str | torch.device | None = None) -> Any:
+    """Loads a trained vocoder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is damaged, or holds no vocoder.
+    """
+    directory = _find(name)
+    config = read_config(directory)
+    if config["kind"] != "vocoder":
+        raise ValueError(f"vocoder={name} is a folder with a {config['kind']}; give that of a vocoder")
+    mel, model, _ = _parts(directory, config, device, "float32")
+    model.mel.check_same(mel, name=f"the model in {directory}", other_name="its features")
+    return model.eval()
+
+
+def _parts(
+    directory: Path, config: Mapping[str, Any], device: str | torch.device | None, dtype: str | torch.dtype
+) -> tuple[Any, Any, Any]:
+    """Features, model with its weights, and a partial of `infer` (None where the kind has none), of a pretrained folder."""
+    where = directory / CONFIG
+    features = instantiate(config["features"], where=f"{where}: features")
+    if features.fingerprint() != config.get("features_fingerprint", features.fingerprint()):
+        raise ValueError(
+            f"{where}: the features built from it are not those that the model was trained on "
+            f"(fingerprint {features.fingerprint()}, trained on {config['features_fingerprint']}): settings were edited, "
+            "or the model comes from another version of speechkit"
+        )
+    model = instantiate(config["model"], where=f"{where}: model")
+    infer = None
+    if "decode" in PARTS[config["kind"]]:
+        infer = instantiate({**config["decode"], "_partial_": True}, where=f"{where}: decode")
+    _load_weights(directory / WEIGHTS, nn.ModuleDict({"features": features, "model": model}))
+    target = _device(device)
+    return features.to(target), model.to(target, dtype=_dtype(dtype)), infer
 
 
 def load_ranker(name: str | Path, recognizer: Recognizer) -> AedRanker:
@@ -168,7 +246,7 @@ def load_ranker(name: str | Path, recognizer: Recognizer) -> AedRanker:
     target = read_config(_find(name))["model"].get("_target_")
     if target != f"{AedModel.__module__}.AedModel":
         raise ValueError(f"ranker={name} is a {target}; give the folder of an attention encoder-decoder (AedModel)")
-    ranker = load(name, device=recognizer.device, dtype=recognizer.dtype)
+    ranker = load_recognizer(name, device=recognizer.device, dtype=recognizer.dtype)
     for what, own, other in (
         ("tokenizer", ranker.tokenizer.fingerprint(), recognizer.tokenizer.fingerprint()),
         ("features", ranker.features.fingerprint(), recognizer.features.fingerprint()),

@@ -66,7 +66,7 @@ def transcribe(
     """
     from tqdm import tqdm
 
-    from speechkit.pretrained import load
+    from speechkit.pretrained import load_recognizer
     from speechkit.transcripts import FORMATS as WRITERS
     from speechkit.transcripts import NEEDS_WORDS
 
@@ -77,7 +77,7 @@ def transcribe(
         timestamps = "word"
     sources = list(_find_audio(audio))
     try:
-        recognizer = load(model, device=device, dtype=dtype)
+        recognizer = load_recognizer(model, device=device, dtype=dtype)
         results = recognizer.transcribe_iter(
             (sys.stdin.buffer.read() if name == "-" else name for name, _ in sources),
             batch_size=batch_size,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from speechkit.data.batch_size import is_out_of_memory
-from speechkit.types import AsrBatch, TextBatch
+from speechkit.types import AsrBatch, TextBatch, TtsBatch
 
 MAX_IDS = 64
 
@@ -17,7 +17,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened to which utterances, and what to set."""
 
 
-def describe_batch(batch: AsrBatch | TextBatch, sample_rate: int | None) -> str:
+def describe_batch(batch: AsrBatch | TtsBatch | TextBatch, sample_rate: int | None) -> str:
     """One line on the size of a batch: utterances, longest audio and target, padded seconds; of text without a rate."""
     if isinstance(batch, TextBatch):
         num_rows, longest_text = batch.tokens_BU.shape
@@ -26,14 +26,15 @@ def describe_batch(batch: AsrBatch | TextBatch, sample_rate: int | None) -> str:
     assert sample_rate is not None
     num_rows, num_samples = batch.wave_BN.shape
     longest = num_samples / sample_rate
+    units = f"{batch.phones_BP.shape[1]} phones" if isinstance(batch, TtsBatch) else f"{batch.tokens_BU.shape[1]} tokens"
     return (
-        f"{num_rows} utterances, the longest {longest:.2f} s and {batch.tokens_BU.shape[1]} tokens, "
+        f"{num_rows} utterances, the longest {longest:.2f} s and {units}, "
         f"{num_rows * longest:.1f} padded seconds in all, the first {batch.ids[0] if batch.ids else '-'}"
     )
 
 
 @contextmanager
-def explain_oom(batch: AsrBatch | TextBatch, sample_rate: int | None) -> Iterator[None]:
+def explain_oom(batch: AsrBatch | TtsBatch | TextBatch, sample_rate: int | None) -> Iterator[None]:
     """Names the bucket when a step runs out of memory.
 
     Raises:
@@ -47,7 +48,7 @@ def explain_oom(batch: AsrBatch | TextBatch, sample_rate: int | None) -> Iterato
         raise TrainingError(f"out of memory in a batch of {describe_batch(batch, sample_rate)}. {_remedy(batch)}") from error
 
 
-def _remedy(batch: AsrBatch | TextBatch) -> str:
+def _remedy(batch: AsrBatch | TtsBatch | TextBatch) -> str:
     """What makes batches smaller."""
     same_step = "(and raise trainer.accumulate_grad_batches to keep the step as large)"
     if isinstance(batch, TextBatch):

@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 EXPERIMENTS = sorted(CONF.rglob("experiment/**/*.yaml"))
-GIVEN_LATER = {  # what recipes/train.py passes besides the configuration, by dotted path of the node
-    "data": {"tokenizer"},
+GIVEN_LATER = {  # what recipes/train.py passes besides the configuration, where it is taken, by dotted path of the node
+    "data": {"tokenizer", "mel"},
     "data.sampler": set(),
     "tokenizer": {"texts"},
-    "model": {"vocab_size"},
+    "model": {"vocab_size", "num_mels", "num_speakers", "num_languages", "mel"},
     "model.encoder": {"input_dim"},
     "trainer": {"callbacks"},
-    "decode": {"model", "feats_BTF", "feat_lens_B", "tokenizer"},
+    "decode": {"model", "feats_BTF", "feat_lens_B", "tokenizer", "inputs", "mel"},
     "optim.optimizer": {"params"},
     "optim.scheduler": {"optimizer", "total_steps"},
 }
@@ -61,7 +61,7 @@ def _problems(cfg: DictConfig) -> list[str]:
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
         try:
             signature = inspect.signature(_resolve(node["_target_"]))
-            later = dict.fromkeys(GIVEN_LATER.get(path, set()))
+            later = dict.fromkeys(GIVEN_LATER.get(path, set()) & signature.parameters.keys())
             if node.get("_partial_"):
                 signature.bind_partial(**later, **arguments)
             else:

@@ -1,0 +1,367 @@
+"""Speech from text of any length: one sentence or a book, one voice or many.
+
+How a text travels::
+
+    text -> front end: normalised, split at sentences and clauses, phones -> batches of pieces of similar length
+         -> the family's `infer` (mel frames, or a waveform) -> vocoder -> pieces of a text joined in order
+
+A piece sounds the same alone and in any batch: random numbers are drawn by its phones and the seed, and padding is masked.
+
+Shape legend: B batch, N samples, P phones, T mel frames, F mel bins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechkit.audio.io import load_audio, resample
+from speechkit.audio.spectrogram import MelSpectrogram
+from speechkit.models.vocoder.griffin_lim import GriffinLim
+from speechkit.text.tokenizers import Tokenizer
+from speechkit.types import Seconds, Synthesis, TimedPhone, TtsInputs, TtsOutput
+
+FIRST_CHARS = 60  # of the first piece of a stream, so that the first sound comes early
+PROMPT_SECONDS: Seconds = 30.0  # longest prompt
+
+
+class TextFrontEnd(Protocol):
+    """Text to phones; `speechkit.text.frontend.FrontEnd` is one."""
+
+    def phones(self, text: str, *, lang: str | None = None) -> list[str]:
+        """Symbols of a text, [] where there is nothing to say."""
+
+    def split(self, text: str, *, max_chars: int = 200, lang: str | None = None) -> list[str]:
+        """A long text in pieces."""
+
+
+class Vocoder(Protocol):
+    """Mels to waveforms; every vocoder of `speechkit.models.vocoder` is one."""
+
+    mel: MelSpectrogram
+
+    def vocode(self, mel_BTF: Tensor, mel_lens_B: Tensor, *, seeds: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Waveforms and their lengths in samples."""
+
+
+class _Piece(NamedTuple):
+    """A part of one of the texts."""
+
+    text: int
+    symbols: list[str]
+    phones: list[int]
+    language: str
+
+
+class _Asked(NamedTuple):
+    """What a call of `synthesize` asks for beside texts and voices."""
+
+    language: str | None
+    prompt: Any
+    prompt_text: str | None
+    prompt_sample_rate: int | None
+    speed: float | None
+    pitch: float | None
+    seed: int
+
+
+class _Prompt(NamedTuple):
+    """A voice to imitate: its speech and what it says."""
+
+    wave_N: Tensor
+    phones: list[int]
+
+
+class Synthesizer:
+    """A trained synthesiser, ready to speak. Made by `speechkit.load`.
+
+    Args:
+        mel: the mel spectrogram that the model was trained on.
+        model: a model of any synthesis family.
+        frontend: text to phones.
+        tokenizer: phones to ids.
+        infer: the family's `infer` function.
+        options: the family's frozen options.
+        vocoder: mels to waveforms; None for Griffin-Lim, which needs no training.
+        speakers: names of the voices, in the order of their numbers.
+        languages: language codes, likewise.
+        log_f0_mean: mean log F0 of each voice, to give pitch in Hz; None where unknown.
+        log_f0_std: deviation that pitch was normalised by.
+        name: how the model is called in messages.
+        max_chars: longest piece of text given to the model at once; not much longer than what it was trained on.
+
+    Raises:
+        ValueError: the vocoder was trained on another mel; it names the fields that differ.
+    """
+
+    def __init__(
+        self,
+        *,
+        mel: MelSpectrogram,
+        model: nn.Module,
+        frontend: TextFrontEnd,
+        tokenizer: Tokenizer,
+        infer: Callable[..., TtsOutput],
+        options: Any,
+        vocoder: Any = None,
+        speakers: Sequence[str] = ("",),
+        languages: Sequence[str] = ("",),
+        log_f0_mean: Mapping[str, float] | None = None,
+        log_f0_std: float | None = None,
+        name: str = "",
+        max_chars: int = 200,
+    ) -> None:
+        self.mel, self.frontend, self.tokenizer = mel, frontend, tokenizer
+        self.model: Any = model.eval()
+        self.infer, self.options = infer, options
+        self.speakers, self.languages = tuple(speakers), tuple(languages)
+        self.log_f0_mean, self.log_f0_std = dict(log_f0_mean or {}), log_f0_std
+        self.name, self.max_chars = name, max_chars
+        self.vocoder: Vocoder = GriffinLim(mel=mel) if vocoder is None else vocoder.eval()
+        mel.check_same(self.vocoder.mel, name=name or "the synthesiser", other_name="its vocoder")
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the waveforms, Hz."""
+        return self.mel.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the model lives on."""
+        return next(self.model.parameters()).device
+
+    def num_parameters(self) -> int:
+        """Number of parameters, the vocoder's apart."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def synthesize(
+        self,
+        text: Any,
+        *,
+        speaker: str | None = None,
+        language: str | None = None,
+        prompt: Any = None,
+        prompt_text: str | None = None,
+        prompt_sample_rate: int | None = None,
+        speed: float | None = None,
+        pitch: float | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+    ) -> Any:
+        """Speaks a text or a list of texts.
+
+        Args:
+            text: what to say. A text without anything to say (empty, or nothing but emoji) gives an empty waveform and a
+                warning.
+            speaker: name of the voice; None for the first. A list gives each text its own.
+            language: language code of the text, for models of several; None for the front end's own.
+            prompt: speech of the voice to imitate, for families that do: a path, or samples of one channel.
+            prompt_text: what is said in it.
+            prompt_sample_rate: of a prompt given as samples, Hz; None for the model's own rate.
+            speed: 2.0 speaks twice as fast; None for the model's options.
+            pitch: semitones up; None for the model's options.
+            seed: of all random numbers.
+            batch_size: pieces of text spoken together; it changes the speed, not the sound.
+
+        Returns:
+            A `Synthesis`, or a list of them for a list of texts.
+
+        Raises:
+            ValueError: an argument is unknown to this model, or out of range.
+            AudioError: the prompt cannot be read.
+        """
+        asked = _Asked(language, prompt, prompt_text, prompt_sample_rate, speed, pitch, seed)
+        if isinstance(text, str):
+            return self._speak([text], [speaker], asked, batch_size)[0]
+        texts = list(text)
+        speakers = list(speaker) if isinstance(speaker, (list, tuple)) else [speaker] * len(texts)
+        if len(speakers) != len(texts):
+            raise ValueError(f"{len(speakers)} speakers for {len(texts)} texts; give one for each, or one for all")
+        return self._speak(texts, speakers, asked, batch_size)
+
+    def stream(
+        self,
+        text: str,
+        *,
+        speaker: str | None = None,
+        language: str | None = None,
+        prompt: Any = None,
+        prompt_text: str | None = None,
+        prompt_sample_rate: int | None = None,
+        speed: float | None = None,
+        pitch: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[Synthesis]:
+        """Speaks a text piece by piece, the first of them short; arguments as in `synthesize`.
+
+        Yields:
+            What `synthesize` makes of each piece, times counted from the beginning of the text.
+        """
+        first, *rest = self.frontend.split(text, max_chars=min(FIRST_CHARS, self.max_chars), lang=language) or [""]
+        pieces = [first, *self.frontend.split(" ".join(rest), max_chars=self.max_chars, lang=language)] if rest else [first]
+        begin = 0.0
+        asked = _Asked(language, prompt, prompt_text, prompt_sample_rate, speed, pitch, seed)
+        for piece in pieces:
+            [made] = self._speak([piece], [speaker], asked, 1)
+            shifted = tuple(dataclasses.replace(p, start=p.start + begin, end=p.end + begin) for p in made.alignment)
+            begin += len(made.wave) / self.sample_rate
+            yield dataclasses.replace(made, alignment=shifted)
+
+    def _speak(
+        self, texts: Sequence[str], speakers: Sequence[str | None], asked: _Asked, batch_size: int
+    ) -> list[Synthesis]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        options = self._options(speed=asked.speed, pitch=asked.pitch, seed=asked.seed)
+        numbers = [_number(speaker, self.speakers, "speaker") for speaker in speakers]
+        prompt = self._prompt(asked)
+        pieces = [piece for index, text in enumerate(texts) for piece in self._pieces(index, text, asked.language)]
+        made: dict[int, Synthesis] = {}
+        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].phones))
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            batch = [pieces[i] for i in chosen]
+            results = self._speak_batch(batch, [numbers[piece.text] for piece in batch], prompt, options, asked.seed)
+            made.update(zip(chosen, results))
+        parts: list[list[Synthesis]] = [[] for _ in texts]
+        for i, piece in enumerate(pieces):
+            parts[piece.text].append(made[i])
+        return [self._joined(text, own) for text, own in zip(texts, parts)]
+
+    def _options(self, **changes: Any) -> Any:
+        """The family's options with what a call changes."""
+        known = {field.name for field in dataclasses.fields(self.options)}
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        for name, value in wanted.items():
+            if name not in known and name != "seed":
+                raise ValueError(f"{name}={value}: {self.name or 'this model'} has no control of {name}; leave it out")
+        return dataclasses.replace(self.options, **{name: value for name, value in wanted.items() if name in known})
+
+    def _pieces(self, index: int, text: str, language: str | None) -> Iterator[_Piece]:
+        """The pieces of one text that have something to say."""
+        if not isinstance(text, str):
+            raise ValueError(f"text={text!r} is a {type(text).__name__}; give a string, or a list of strings")
+        lang = language or ""
+        found = False
+        for part in self.frontend.split(text, max_chars=self.max_chars, lang=language):
+            symbols = self.frontend.phones(part, lang=language)
+            if symbols:
+                found = True
+                yield _Piece(index, symbols, self.tokenizer.encode(" ".join(symbols)), lang)
+        if not found:
+            warnings.warn(f"text={text!r} has nothing to say: its speech is empty", stacklevel=4)
+
+    def _prompt(self, asked: _Asked) -> _Prompt | None:
+        """The voice to imitate, read."""
+        if asked.prompt is None:
+            return None
+        if asked.prompt_text is None:
+            raise ValueError("prompt_text=None: say what is spoken in the prompt")
+        if isinstance(asked.prompt, (np.ndarray, Tensor)):
+            rate = asked.prompt_sample_rate or self.sample_rate
+            wave_N = resample(np.asarray(asked.prompt, np.float32).reshape(-1), rate, self.sample_rate)
+        else:
+            wave_N, _ = load_audio(asked.prompt, sample_rate=self.sample_rate)
+        if len(wave_N) > PROMPT_SECONDS * self.sample_rate:
+            seconds = len(wave_N) / self.sample_rate
+            raise ValueError(f"the prompt lasts {seconds:.1f} s; give at most {PROMPT_SECONDS:.0f} s, and the text of these")
+        symbols = self.frontend.phones(asked.prompt_text, lang=asked.language)
+        return _Prompt(torch.from_numpy(wave_N), self.tokenizer.encode(" ".join(symbols)))
+
+    @torch.inference_mode()
+    def _speak_batch(
+        self, pieces: Sequence[_Piece], speakers: Sequence[int], prompt: _Prompt | None, options: Any, seed: int
+    ) -> list[Synthesis]:
+        device = self.device
+        ids = tuple(f"{speaker}/{' '.join(piece.symbols)}" for piece, speaker in zip(pieces, speakers))
+        phones_BP, lens_B = _padded([torch.tensor(piece.phones) for piece in pieces])
+        prompts: dict[str, Tensor] = {}
+        if prompt is not None:
+            prompts["prompt_wave_BN"], prompts["prompt_wave_lens_B"] = _padded([prompt.wave_N] * len(pieces))
+            prompts["prompt_phones_BP"], prompts["prompt_phone_lens_B"] = _padded([torch.tensor(prompt.phones)] * len(pieces))
+        languages = [self.languages.index(piece.language) if piece.language in self.languages else 0 for piece in pieces]
+        inputs = TtsInputs(
+            phones_BP=phones_BP.to(device),
+            phone_lens_B=lens_B.to(device),
+            speakers_B=torch.tensor(speakers, device=device),
+            languages_B=torch.tensor(languages, device=device),
+            ids=ids,
+            **{name: value.to(device) for name, value in prompts.items()},
+        )
+        output = self.infer(self.model, inputs, mel=self.mel, options=options)
+        wave_BN, wave_lens_B = output.wave_BN, output.wave_lens_B
+        if wave_BN is None or wave_lens_B is None:
+            seeds = [_seed(seed, each) for each in ids]
+            wave_BN, wave_lens_B = self.vocoder.vocode(output.mel_BTF, output.mel_lens_B, seeds=seeds)
+        waves_BN, mels_BTF = wave_BN.float().cpu().numpy(), output.mel_BTF.float().cpu().numpy()
+        results = []
+        for row, (piece, speaker) in enumerate(zip(pieces, speakers)):
+            num_frames = int(output.mel_lens_B[row])
+            results.append(
+                Synthesis(
+                    wave=np.clip(waves_BN[row, : int(wave_lens_B[row])], -1.0, 1.0),
+                    sample_rate=self.sample_rate,
+                    alignment=self._alignment(piece.symbols, output, row),
+                    mel=mels_BTF[row, :num_frames],
+                    pitch=self._pitch(len(piece.symbols), output, row, speaker),
+                )
+            )
+        return results
+
+    def _alignment(self, symbols: Sequence[str], output: TtsOutput, row: int) -> tuple[TimedPhone, ...]:
+        if output.durations_BP is None:
+            return ()
+        ends = (output.durations_BP[row, : len(symbols)].cumsum(0) * self.mel.frame_shift).tolist()
+        return tuple(TimedPhone(symbol, start, end) for symbol, start, end in zip(symbols, [0.0, *ends], ends))
+
+    def _pitch(self, num_phones: int, output: TtsOutput, row: int, speaker: int) -> np.ndarray | None:
+        """Pitch in Hz, where it is predicted and the voice's own is known."""
+        mean = self.log_f0_mean.get(self.speakers[speaker])
+        if output.pitch_BP is None or mean is None or self.log_f0_std is None:
+            return None
+        return np.exp(output.pitch_BP[row, :num_phones].float().cpu().numpy() * self.log_f0_std + mean)
+
+    def _joined(self, text: str, parts: Sequence[Synthesis]) -> Synthesis:
+        """The pieces of a text, one after another."""
+        alignment: list[TimedPhone] = []
+        begin = 0.0
+        for part in parts:
+            alignment += [dataclasses.replace(p, start=p.start + begin, end=p.end + begin) for p in part.alignment]
+            begin += len(part.wave) / self.sample_rate
+        mels = [part.mel for part in parts if part.mel is not None]
+        pitches = [part.pitch for part in parts if part.pitch is not None]
+        return Synthesis(
+            wave=np.concatenate([part.wave for part in parts]) if parts else np.zeros(0, np.float32),
+            sample_rate=self.sample_rate,
+            alignment=tuple(alignment),
+            text=text,
+            mel=np.concatenate(mels) if mels else np.zeros((0, self.mel.output_dim), np.float32),
+            pitch=np.concatenate(pitches) if len(pitches) == len(parts) and parts else None,
+        )
+
+
+def _number(name: str | None, names: Sequence[str], what: str) -> int:
+    """Number of a voice or language; the first for None."""
+    if name is None:
+        return 0
+    if name not in names:
+        raise ValueError(f"{what}={name!r} is not known; choose one of {', '.join(map(repr, names))}")
+    return names.index(name)
+
+
+def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one tensor, zero past each length, and the lengths."""
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), torch.tensor([len(row) for row in rows])
+
+
+def _seed(seed: int, name: str) -> int:
+    """A seed of one utterance, for vocoders that draw."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogatepass"), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
