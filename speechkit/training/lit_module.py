@@ -14,7 +14,7 @@ Shape legend: B batch, N samples, T frames, F mel bins, U tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -22,15 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from speechkit.audio.cmvn import GlobalCmvn
-from speechkit.nn.mel_norm import MelNorm
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.training.evaluation import ErrorRates, LossParts, Perplexities
 from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
-from speechkit.training.optim import parameter_groups
+from speechkit.training.optim import count_steps, parameter_groups
+from speechkit.training.statistics import fit_statistics
 from speechkit.types import AsrBatch, Hypothesis, TextBatch, TtsBatch
-
-GLOBAL_CMVN_UTTERANCES = 500  # an hour of speech: the statistics no longer change visibly
 
 
 class LitModule(pl.LightningModule):
@@ -93,19 +90,9 @@ class LitModule(pl.LightningModule):
 
         Every rank reads the same utterances, evenly over the training data, as they are augmented in the first epoch.
         """
-        parts = (getattr(self.features, "cmvn", None), *self.model.modules())
-        for part in parts:
-            if isinstance(part, GlobalCmvn | MelNorm) and int(part.count) == 0:
-                part.fit(self._training_features())
-
-    def _training_features(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features of utterances evenly over the training data, one at a time."""
-        dataset = self.trainer.datamodule.train_dataset  # type: ignore[attr-defined]
-        for i in range(0, len(dataset), max(1, len(dataset) // GLOBAL_CMVN_UTTERANCES)):
-            example = dataset[i]
-            if example is not None:
-                wave_N = torch.from_numpy(example.wave_N).to(self.device)
-                yield self.features(wave_N.unsqueeze(0), torch.tensor([len(wave_N)], device=self.device))
+        if self.features is not None:
+            dataset = self.trainer.datamodule.train_dataset  # type: ignore[attr-defined]
+            fit_statistics(self.model, self.features, dataset, self.device)
 
     def training_step(self, batch: AsrBatch | TtsBatch | TextBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -184,23 +171,8 @@ class LitModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over two parameter groups and its per-step schedule."""
         optimizer = self.optimizer(parameter_groups(self.model))
-        scheduler = self.scheduler(optimizer, self.count_steps())
+        scheduler = self.scheduler(optimizer, count_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def count_steps(self) -> int:
-        """Optimizer steps of the whole training, judged by the first epoch; the same after a resume.
-
-        Lightning's own estimate would read the epoch that a resumed run is in, and set up its loader too early.
-        """
-        trainer = self.trainer
-        batches, limit = trainer.datamodule.batches_per_epoch, trainer.limit_train_batches  # type: ignore[attr-defined]
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        ends = [trainer.max_steps] if trainer.max_steps > 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            ends.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
-        if not ends:
-            raise ValueError("the learning-rate schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        return min(ends)
 
     @property
     def sample_rate(self) -> int | None:

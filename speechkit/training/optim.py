@@ -44,6 +44,27 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     return [group for group in ({"params": decay}, {"params": no_decay, "weight_decay": 0.0}) if group["params"]]
 
 
+def count_steps(trainer: Any) -> int:
+    """Steps of the whole training, judged by the first epoch; the same after a resume.
+
+    Lightning's own estimate would read the epoch that a resumed run is in, and set up its loader too early.
+
+    Args:
+        trainer: of Lightning, with our datamodule.
+
+    Raises:
+        ValueError: training has no end.
+    """
+    batches, limit = trainer.datamodule.batches_per_epoch, trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    ends = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        ends.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+    if not ends:
+        raise ValueError("the learning-rate schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    return min(ends)
+
+
 def noam(optimizer: Optimizer, total_steps: int, *, model_dim: int, warmup_steps: float) -> LambdaLR:
     """`lr * model_dim**-0.5 * min(step**-0.5, step * warmup**-1.5)`; `lr` is the usual "Noam factor" (e.g. 2.0).
 
