@@ -34,6 +34,7 @@ _PARAMETER_RATE, _PARAMETER_VOLUME, _PARAMETER_PITCH, _PARAMETER_RANGE, _PARAMET
 _PHONEMES_IPA = 0x02
 _RATE_RANGE = (80, 450)
 _LANGUAGE_SWITCH = re.compile(r"\([a-z]{2,3}(-[a-z0-9-]+)?\)")  # around foreign words
+_DOTTED_LETTERS = re.compile(r"(?:(?<![^\W_])[^\W\d_]\.[\W_]*){16,}")  # a hundred of them overrun the library's memory
 _PROSODY = re.compile("[\u02c8\u02cc\u02d0]")  # marks of stress and length
 _VOWELS = frozenset(
     "aeiouy\u00e6\u00f8\u0153\u0250\u0251\u0252\u0254\u0259\u025a\u025b\u025c\u0264\u0268\u026a\u026f\u0275\u0276\u0289\u028a\u028c\u028f"
@@ -168,7 +169,7 @@ class _Library:
         mode = _PHONEMES_IPA | (ord(separator) << 8 if separator else 0)
         switch = re.compile(f"{_LANGUAGE_SWITCH.pattern}{separator and f'{re.escape(separator)}?'}")
         encoded = text.encode("utf-8")
-        buffer = ctypes.create_string_buffer(encoded)
+        buffer = ctypes.create_string_buffer(_safe(text))
         start = ctypes.addressof(buffer)
         cursor = ctypes.c_void_p(start)
         clauses: list[Clause] = []
@@ -322,7 +323,7 @@ def speak(
         for parameter, value in settings.items():
             library.lib.espeak_SetParameter(parameter, value, 0)
         library.seed()
-        encoded = text.encode("utf-8")
+        encoded = _safe(text)
         status = library.lib.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _CHARS_UTF8, None, None)
         assert status == 0, f"espeak_Synth returned {status}"
         samples = np.concatenate(library.chunks) if library.chunks else np.zeros(0, np.int16)
@@ -422,6 +423,11 @@ def clauses(text: str, lang: str = "en-us", *, separator: str = "") -> list[Clau
         library = _get_library()
         library.set_voice(lang)
         return library.read(text, separator)
+
+
+def _safe(text: str) -> bytes:
+    """A text for the library, as many bytes as the text has: blanks for the points of endless "A.B.C."."""
+    return _DOTTED_LETTERS.sub(lambda match: match[0].replace(".", " "), text).encode("utf-8")
 
 
 def _check_text(text: str) -> None:

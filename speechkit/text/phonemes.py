@@ -27,6 +27,11 @@ def is_boundary(symbol: str) -> bool:
     return symbol == WORD_BOUNDARY or symbol in MARKS
 
 
+def is_sound(symbol: str) -> bool:
+    """Whether a symbol of somebody's own can stand for a sound: with a letter or digit in it, without braces and "|"."""
+    return any(map(str.isalnum, symbol)) and not set(symbol) & set("{}|")
+
+
 def phonemize(
     texts: Iterable[str],
     lang: str,
