@@ -255,22 +255,35 @@ def step(model: CodecModel, optimizer: torch.optim.Optimizer) -> dict[str, Tenso
     return output.parts
 
 
+def test_codes_begin_at_frames_of_the_first_batch() -> None:
+    model = build("rvq").train()
+    parts = step(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    assert float(parts["usage_1"]) > 0.7
+    assert float(parts["usage_3"]) > 0.5
+    fixed = build("rvq", revive_every=0).train()
+    before = fixed.quantizer.layers[0].codebook.weight.clone()  # type: ignore[union-attr, index, operator]
+    for _ in range(4):
+        step(fixed, torch.optim.SGD(fixed.parameters(), lr=0.0))
+    assert torch.equal(fixed.quantizer.layers[0].codebook.weight, before)  # type: ignore[union-attr, index]
+
+
 def test_codes_that_nobody_uses_are_revived() -> None:
     model = build("rvq", revive_every=4).train()
     assert isinstance(model.quantizer, ResidualVectorQuantizer)
     first = model.quantizer.layers[0]
     with torch.no_grad():
         first.codebook.weight.copy_(torch.eye(8)[:, :4] * 0.0 + torch.tensor([1.0, 0, 0, 0]))  # all the same: one is used
+    model.care.num_steps.fill_(1)  # before the first step all codes are moved
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    for _ in range(4):
+    for _ in range(3):
         assert float(step(model, optimizer)["usage_1"]) == pytest.approx(1 / 8)
     assert int(model.care.num_steps) == 4
-    assert (model.care.counts_QK.sum(1) == 4 * 17).all()
+    assert (model.care.counts_QK.sum(1) == 3 * 17).all()
     for _ in range(4):
         parts = step(model, optimizer)
     assert float(parts["usage_1"]) > 0.5
     assert float(parts["perplexity_1"]) > 1.5
-    assert (model.care.before_QK.sum(1) == 4 * 17).all(), "figures reach back over the last revival"
+    assert (model.care.before_QK.sum(1) == 3 * 17).all(), "figures reach back over the last revival"
     before = copy.deepcopy(model.state_dict())
     model.eval()
     step(model, optimizer)

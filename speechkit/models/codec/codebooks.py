@@ -16,6 +16,8 @@ from speechkit.nn.quantizers import code_counts, code_usage
 class CodebookCare(nn.Module):
     """Counts codes, and every so many steps revives those that were not used since (`VectorQuantizer.revive`).
 
+    Before the first step none has been used: all begin at frames of the first batch.
+
     All that it will do is decided by its buffers and the frames it is shown: frames are drawn by a generator that is made anew of
     the seed and the step, so that a resumed training revives what the interrupted one would have. With several ranks counts are
     summed and the frames are those of the first, so that codebooks stay equal; every rank has to take part in every step.
@@ -23,7 +25,7 @@ class CodebookCare(nn.Module):
     Args:
         num_codebooks: Q.
         num_codes: K.
-        every: steps between revivals; 0 revives nothing, and counts go back to the beginning of the training.
+        every: steps between revivals; 0 revives nothing, codes begin where they are, and counts go back to the first step.
         seed: of the frames that are drawn.
 
     Attributes:
@@ -58,7 +60,7 @@ class CodebookCare(nn.Module):
             lens_B: valid frames of each row, int64, shape (B,).
         """
         step = int(self.num_steps)
-        if self.every == 0 or step == 0 or step % self.every:
+        if self.every == 0 or step % self.every:
             return
         if hasattr(quantizer, "revive"):
             frames_ND = _first_ranks(z_BTD[valid_mask(lens_B, z_BTD.shape[1])])

@@ -50,7 +50,8 @@ class CodecModel(nn.Module):
         codebook_weight: of the loss that moves codes to frames.
         commitment_weight: of the loss that moves frames to codes.
         wave_weight: of the losses of the waveform.
-        revive_every: steps of training after which codes that were not used since are moved; 0 for never.
+        revive_every: steps of training after which codes that were not used since are moved to frames, as all are before the
+            first; 0 for never.
         seed: of where they move.
 
     Attributes:
