@@ -27,7 +27,15 @@ def quantizer(kind: str, **options: float) -> nn.Module:
     return FiniteScalarQuantizer(dim=16, levels=(5, 4, 3)) if kind == "fsq" else ScalarQuantizer(dim=6)
 
 
-def build(kind: str = "rvq", *, head: bool = False, stride: int = 2, revive_every: int = 3, **options: float) -> CodecModel:
+def build(
+    kind: str = "rvq",
+    *,
+    head: bool = False,
+    stride: int = 2,
+    revive_every: int = 3,
+    segment_frames: int | None = None,
+    **options: float,
+) -> CodecModel:
     torch.manual_seed(0)
     model = CodecModel(
         num_mels=12,
@@ -40,6 +48,7 @@ def build(kind: str = "rvq", *, head: bool = False, stride: int = 2, revive_ever
         kernel_size=3,
         stride=stride,
         revive_every=revive_every,
+        segment_frames=segment_frames,
     )
     model.mel_norm.mean.fill_(-3.0)
     model.mel_norm.std.fill_(2.0)
@@ -202,6 +211,34 @@ def test_the_waveform_learns() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_pairs_for_discriminators() -> None:
+    model = build("fsq", head=True, segment_frames=5)
+    batch = waves([640, 100, 7, 0], extra=9)
+    inputs = MEL(batch.wave_BN.nan_to_num(), batch.wave_lens_B)
+    whole = model.eval().adversarial_pair(*inputs, batch)
+    assert whole.real_BN.shape == whole.fake_BN.shape == (4, 640)
+    assert whole.wave_lens_B.tolist() == [640, 100, 7, 0]
+    torch.manual_seed(5)
+    pair = model.train().adversarial_pair(*inputs, batch)
+    assert pair.real_BN.shape == pair.fake_BN.shape == (4, 5 * 32)
+    assert pair.wave_lens_B.tolist() == [160, 100, 7, 0]
+    for row, length in enumerate(pair.wave_lens_B.tolist()):
+        assert pair.real_BN[row, length:].abs().sum() == 0
+        assert pair.fake_BN[row, length:].abs().sum() == 0
+        # a stretch of the recording, and the same one of what was made
+        starts = [i for i in range(641 - length) if torch.equal(whole.real_BN[row, i : i + length], pair.real_BN[row, :length])]
+        assert any(
+            torch.allclose(whole.fake_BN[row, i : i + length], pair.fake_BN[row, :length], atol=1e-5) for i in starts
+        ), row
+    assert torch.equal(pair.reconstruction.parts["mel"], pair.reconstruction.parts["wave_mel"])
+    torch.manual_seed(5)
+    assert torch.equal(model.loss(*inputs, batch).loss, pair.reconstruction.loss)
+    pair.fake_BN.square().sum().backward()
+    assert model.encoder.embed.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="wave_head=null: a codec of mels has no waveform to judge"):
+        build("fsq").adversarial_pair(*inputs, batch)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_round_trip(kind: str) -> None:
@@ -335,6 +372,8 @@ def test_what_does_not_fit_is_refused() -> None:
         build(stride=0)
     with pytest.raises(ValueError, match="revive_every=-1 must be"):
         build(revive_every=-1)
+    with pytest.raises(ValueError, match="segment_frames=0 must be at least 1, or null"):
+        build(segment_frames=0)
     with pytest.raises(ValueError, match="commitment_weight=-1"):
         CodecModel(num_mels=12, quantizer=quantizer("fsq"), commitment_weight=-1)
     with pytest.raises(ValueError, match="wave_head has dim=24 and 12 mel bins: give it those of the codec, 32 and 12"):

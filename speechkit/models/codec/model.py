@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from speechkit.audio.spectrogram import MelSpectrogram
+from speechkit.losses.adversarial import AdversarialPair
 from speechkit.losses.spectral import mel_l1_loss, multi_resolution_stft_loss
 from speechkit.models.codec.codebooks import CodebookCare, usage_parts
 from speechkit.nn.convnext import ConvNextBackbone
@@ -50,6 +51,8 @@ class CodecModel(nn.Module):
         codebook_weight: of the loss that moves codes to frames.
         commitment_weight: of the loss that moves frames to codes.
         wave_weight: of the losses of the waveform.
+        segment_frames: of every utterance a stretch of so many frames, drawn anew, is compared as a waveform in training; None
+            for the whole of it, which costs more than all else.
         revive_every: steps of training after which codes that were not used since are moved to frames, as all are before the
             first; 0 for never.
         seed: of where they move.
@@ -81,6 +84,7 @@ class CodecModel(nn.Module):
         codebook_weight: float = 1.0,
         commitment_weight: float = 0.25,
         wave_weight: float = 1.0,
+        segment_frames: int | None = 64,
         revive_every: int = 100,
         seed: int = 0,
     ) -> None:
@@ -91,12 +95,14 @@ class CodecModel(nn.Module):
         for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"{name}={weight} must not be negative")
+        if segment_frames is not None and segment_frames < 1:
+            raise ValueError(f"segment_frames={segment_frames} must be at least 1, or null for whole utterances")
         if wave_head is not None:
             head_dim, head_mels = wave_head.out.in_features, wave_head.istft.mel.output_dim
             if (head_dim, head_mels) != (dim, num_mels):
                 given = f"wave_head has dim={head_dim} and {head_mels} mel bins"
                 raise ValueError(f"{given}: give it those of the codec, {dim} and {num_mels}")
-        self.num_mels, self.stride = num_mels, stride
+        self.num_mels, self.stride, self.segment_frames = num_mels, stride, segment_frames
         self.codebook_weight, self.commitment_weight, self.wave_weight = codebook_weight, commitment_weight, wave_weight
         self.num_codebooks, self.num_codes = int(quantizer.num_codebooks), int(quantizer.num_codes)  # type: ignore[arg-type]
         sizes = {"dim": dim, "intermediate_dim": intermediate_dim, "kernel_size": kernel_size}
@@ -129,6 +135,32 @@ class CodecModel(nn.Module):
             usage_q, perplexity_q of each codebook from 1: in training those of the last steps, else those of the batch;
             number of mel frames.
         """
+        return self._compare(mel_BTF, mel_lens_B, batch)[0]
+
+    def adversarial_pair(self, mel_BTF: Tensor, mel_lens_B: Tensor, batch: TtsBatch) -> AdversarialPair:
+        """As `loss`, with the waveforms that discriminators compare: what `speechkit.training.gan_module.GanModule` trains.
+
+        Args:
+            mel_BTF: log-mels, shape (B, T, F).
+            mel_lens_B: valid frames of each row, int64, shape (B,).
+            batch: the recordings.
+
+        Returns:
+            recordings, what was made of them (in training stretches of `segment_frames`), and the result of `loss`, whose
+            wave_mel is there again as mel.
+
+        Raises:
+            ValueError: there is no waveform head.
+        """
+        output, pair = self._compare(mel_BTF, mel_lens_B, batch)
+        if pair is None:
+            raise ValueError("wave_head=null: a codec of mels has no waveform to judge; give it a head or train it alone")
+        return AdversarialPair(*pair, output._replace(parts={**output.parts, "mel": output.parts["wave_mel"]}))
+
+    def _compare(
+        self, mel_BTF: Tensor, mel_lens_B: Tensor, batch: TtsBatch
+    ) -> tuple[LossOutput, tuple[Tensor, Tensor, Tensor] | None]:
+        """The loss, and recordings, waveforms and lengths that it compared."""
         target_BTF = self.mel_norm.normalize(mel_BTF)
         z_BSD, code_lens_B = self._encode(target_BTF, mel_lens_B)
         if self.training:
@@ -149,13 +181,15 @@ class CodecModel(nn.Module):
         }
         loss = losses["mel_l1"] + losses["mel_l2"]
         loss = loss + self.codebook_weight * losses["codebook"] + self.commitment_weight * losses["commitment"]
+        pair = None
         if self.wave_head is not None:
-            wave_losses = self._wave_losses(self.wave_head, decoded.x_BTC, mel_lens_B, batch)
+            pair = self._wave_pair(self.wave_head, decoded.x_BTC, mel_lens_B, batch)
+            wave_losses = _wave_losses(*pair, mel=self.wave_head.istft.mel)
             loss = loss + self.wave_weight * sum(wave_losses.values())
             losses |= wave_losses
         parts = {name: value.detach() for name, value in losses.items()}
         parts |= self.care.parts() if self.training else usage_parts(code_counts(codes.indices_BTQ, self.num_codes))
-        return LossOutput(loss=loss, parts=parts, num_targets=num_frames)
+        return LossOutput(loss=loss, parts=parts, num_targets=num_frames), pair
 
     @property
     def mel(self) -> MelSpectrogram | None:
@@ -275,12 +309,30 @@ class CodecModel(nn.Module):
         wave_BN = wave_BN[:, : int(wave_lens_B.max()) if len(wave_lens_B) else 0]
         return wave_BN.masked_fill(~valid_mask(wave_lens_B, wave_BN.shape[1]), 0.0), wave_lens_B
 
-    def _wave_losses(self, head: IstftHead, x_BTC: Tensor, mel_lens_B: Tensor, batch: TtsBatch) -> dict[str, Tensor]:
-        """Losses of the waveform over the samples that both it and the recording have."""
-        made_BN, made_lens_B = self._wave(head, x_BTC, mel_lens_B)
-        num_samples = min(made_BN.shape[1], batch.wave_BN.shape[1])
-        made_BN, real_BN = made_BN[:, :num_samples], batch.wave_BN[:, :num_samples]
-        lens_B = torch.minimum(made_lens_B, batch.wave_lens_B)
-        stft = multi_resolution_stft_loss(made_BN, real_BN, lens_B)
-        wave_mel = mel_l1_loss(made_BN, real_BN, lens_B, mel=head.istft.mel)
-        return {"wave_convergence": stft.convergence, "wave_magnitude": stft.log_magnitude, "wave_mel": wave_mel}
+    def _wave_pair(
+        self, head: IstftHead, x_BTC: Tensor, mel_lens_B: Tensor, batch: TtsBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Recordings, waveforms and the lengths of the samples that both have; stretches of them in training."""
+        fake_BN, fake_lens_B = self._wave(head, x_BTC, mel_lens_B)
+        lens_B = torch.minimum(fake_lens_B, batch.wave_lens_B)
+        num_samples, begin_B = min(fake_BN.shape[1], batch.wave_BN.shape[1]), torch.zeros_like(lens_B)
+        if self.training and self.segment_frames is not None:
+            num_samples = min(num_samples, self.segment_frames * head.istft.mel.hop_length)
+            spare_B = (lens_B - num_samples).clamp(min=0)
+            begin_B = (torch.rand(len(lens_B), device=lens_B.device) * (spare_B + 1)).long().minimum(spare_B)
+            lens_B = lens_B.clamp(max=num_samples)
+        real_BN, fake_BN = (_stretches(wave_BN, begin_B, lens_B, num_samples) for wave_BN in (batch.wave_BN.float(), fake_BN))
+        return real_BN, fake_BN, lens_B
+
+
+def _stretches(wave_BN: Tensor, begin_B: Tensor, lens_B: Tensor, num_samples: int) -> Tensor:
+    """So many samples of each row from its own beginning, zero past each length."""
+    index_BN = begin_B[:, None] + torch.arange(num_samples, device=begin_B.device)
+    return wave_BN.gather(1, index_BN.clamp(max=max(wave_BN.shape[1] - 1, 0))).masked_fill(~valid_mask(lens_B, num_samples), 0.0)
+
+
+def _wave_losses(real_BN: Tensor, fake_BN: Tensor, lens_B: Tensor, *, mel: MelSpectrogram) -> dict[str, Tensor]:
+    """How far waveforms are from recordings."""
+    stft = multi_resolution_stft_loss(fake_BN, real_BN, lens_B)
+    wave_mel = mel_l1_loss(fake_BN, real_BN, lens_B, mel=mel)
+    return {"wave_convergence": stft.convergence, "wave_magnitude": stft.log_magnitude, "wave_mel": wave_mel}
