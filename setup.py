@@ -36,7 +36,7 @@ EXTRAS = {
         "psutil>=5.9",
     ],
     "kernels": ["triton>=3.2; platform_system == 'Linux'", "numba>=0.60"],
-    "tts": ["librosa>=0.10.2", "numba>=0.60", "espeakng-loader>=0.2.4", "num2words>=0.5.13", "pystoi>=0.4.1"],
+    "tts": ["librosa>=0.10.2", "numba>=0.60", "espeakng-loader>=0.2.4", "num2words>=0.5.13", "pystoi>=0.4.1", "matplotlib>=3.8"],
     "data": ["lhotse>=1.30", "datasets>=3.0"],
     "demo": ["espeakng-loader>=0.2.4"],
     "av": ["av>=12"],
@@ -55,7 +55,6 @@ EXTRAS["dev"] = [
     "types-PyYAML",
     "types-tqdm",
     "types-psutil",
-    "matplotlib>=3.8",
 ]
 
 setup(

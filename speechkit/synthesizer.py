@@ -143,9 +143,9 @@ class Synthesizer:
 
     def synthesize(
         self,
-        text: Any,
+        text: str | Sequence[str],
         *,
-        speaker: str | None = None,
+        speaker: str | Sequence[str | None] | None = None,
         language: str | None = None,
         prompt: Any = None,
         prompt_text: str | None = None,
@@ -179,9 +179,12 @@ class Synthesizer:
         """
         asked = _Asked(language, prompt, prompt_text, prompt_sample_rate, speed, pitch, seed)
         if isinstance(text, str):
-            return self._speak([text], [speaker], asked, batch_size)[0]
+            text = [text]
+            if not (speaker is None or isinstance(speaker, str)):
+                raise ValueError(f"speaker={speaker!r}: one text takes one voice")
+            return self._speak(text, [speaker], asked, batch_size)[0]
         texts = list(text)
-        speakers = list(speaker) if isinstance(speaker, (list, tuple)) else [speaker] * len(texts)
+        speakers = [speaker] * len(texts) if speaker is None or isinstance(speaker, str) else list(speaker)
         if len(speakers) != len(texts):
             raise ValueError(f"{len(speakers)} speakers for {len(texts)} texts; give one for each, or one for all")
         return self._speak(texts, speakers, asked, batch_size)

@@ -7,7 +7,7 @@ import json
 import click
 
 from speechkit import __version__
-from speechkit.cli import data, speech
+from speechkit.cli import data, speech, voice
 from speechkit.cli.run import recipe_command, script_command
 
 
@@ -18,6 +18,7 @@ def main() -> None:
 
 
 main.add_command(speech.transcribe)
+main.add_command(voice.synthesize)
 for command in (data.prepare, data.download, data.validate, data.index, data.shard, data.bins, data.lm):
     main.add_command(command)
 main.add_command(
@@ -43,6 +44,21 @@ main.add_command(
         """Decode a manifest: speechkit decode checkpoint=<folder> manifest=<jsonl> output=<jsonl> [key=value ...].
 
     Writes one row per utterance: id, ref, hyp, score, audio_s, decode_s, speaker, lang.
+    """,
+    )
+)
+main.add_command(
+    recipe_command(
+        "synthesize-corpus",
+        "synthesize.py",
+        "Speak a manifest into sound files and rows to score.",
+        """Speak a manifest: speechkit synthesize-corpus checkpoint=<folder> manifest=<jsonl> output=<folder> [key=value ...].
+
+    
+    recognizer=demo-ctc     let a recogniser read what was spoken, for `speechkit score`
+    vocoder=<folder>        a trained vocoder in place of Griffin-Lim
+
+    Writes audio/<id>.wav and synthesis.jsonl, which is a manifest and what score, rtfx and score_tts read.
     """,
     )
 )

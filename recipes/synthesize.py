@@ -1,0 +1,168 @@
+"""Speak a manifest: `speechkit synthesize-corpus checkpoint=<folder> manifest=<jsonl> output=<folder> [key=value ...]`.
+
+Writes audio/<id>.wav and synthesis.jsonl with one row per utterance: id, text, audio_filepath, duration, speaker, lang,
+phonemes with their times where the family has them, audio_s and decode_s; ref (what a recogniser should read, the
+transcript) and hyp where one is given; ref_audio where the manifest's recording is there. So the file is a manifest for
+training (distillation), and what scripts/score_wer.py, scripts/rtfx.py and scripts/score_tts.py read.
+`synthesis.jsonl.meta.json` says what was timed and how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hydra
+import soundfile
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from speechkit.data.dataset import field_text
+from speechkit.data.manifest import atomic_file, read_manifest
+from speechkit.data.parallel import progress_bar
+from speechkit.metrics.rtfx import RunInfo, write_run_info
+from speechkit.plots import plot_synthesis
+from speechkit.pretrained import load_recognizer, load_synthesizer
+from speechkit.synthesizer import Synthesizer
+from speechkit.training.run import one_line_errors, set_threads
+from speechkit.types import Synthesis, Utterance
+
+FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "OPUS"}
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="synthesize")
+def main(cfg: DictConfig) -> None:
+    """Entry point; the work is in `synthesize`."""
+    with one_line_errors():
+        synthesize(cfg)
+
+
+def synthesize(cfg: DictConfig) -> None:
+    """Speaks what the configuration names and writes audio, rows and what was timed."""
+    started = time.perf_counter()
+    if cfg.audio_format not in FORMATS:
+        raise ValueError(f"audio_format={cfg.audio_format!r}: choose one of {', '.join(FORMATS)}")
+    set_threads(cfg.threads)
+    synthesizer = load_synthesizer(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype, vocoder=cfg.vocoder)
+    if cfg.get("decode") is not None:
+        synthesizer.options = instantiate(cfg.decode).keywords["options"]
+    utterances = read_manifest(cfg.manifest)[: cfg.limit]
+    texts = [u.text if cfg.text_field == "text" else field_text(u, cfg.text_field) for u in utterances]
+    if not any(texts):
+        raise ValueError(f"manifest={cfg.manifest} holds no text in field {cfg.text_field!r}")
+    output = Path(cfg.output)
+    (output / "audio").mkdir(parents=True, exist_ok=True)
+    rows: dict[int, dict[str, Any]] = {}
+    order = sorted(range(len(utterances)), key=lambda i: len(texts[i]))
+    batches = [order[first : first + cfg.batch_size] for first in range(0, len(order), cfg.batch_size)]
+    for number, indices in enumerate(progress_bar(batches, description="synthesis", total=len(batches), unit="batch")):
+        chosen = [utterances[i] for i in indices]
+        for warming in (True, False) if number < cfg.warmup_batches else (False,):
+            made, seconds = speak(synthesizer, chosen, [texts[i] for i in indices], cfg)
+            assert made or warming
+        total = sum(len(each.wave) for each in made)
+        for index, utterance, speech in zip(indices, chosen, made, strict=True):
+            path = output / "audio" / f"{utterance.id}.{cfg.audio_format}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, speech.wave, speech.sample_rate, subtype=FORMATS[cfg.audio_format])
+            if index < cfg.plots:
+                plot_synthesis(speech, synthesizer.mel, path.with_suffix(".png"))
+            share = len(speech.wave) / total if total else 1 / len(made)
+            rows[index] = row(utterance, speech, path.relative_to(output), decode_s=seconds * share)
+    ordered = [rows[index] for index in range(len(utterances))]
+    if cfg.recognizer is not None:
+        read_back(ordered, output, cfg.recognizer, device=cfg.device)
+    write_rows(ordered, output / "synthesis.jsonl")
+    write_run_info(output / "synthesis.jsonl", run_info(cfg, synthesizer, wall_s=time.perf_counter() - started))
+    audio_s, decode_s = (sum(each[key] for each in ordered) for key in ("audio_s", "decode_s"))
+    print(f"{output}: {len(ordered)} utterances, {audio_s / 60:.1f} min in {decode_s:.1f} s, RTFx {audio_s / decode_s:.1f}")
+
+
+def speak(
+    synthesizer: Synthesizer, utterances: Sequence[Utterance], texts: Sequence[str], cfg: DictConfig
+) -> tuple[list[Synthesis], float]:
+    """Speech of a batch, and the seconds it took."""
+    speakers = [each.speaker if each.speaker in synthesizer.speakers else None for each in utterances]
+    langs = {each.lang for each in utterances} & set(synthesizer.languages)
+    begin = time.perf_counter()
+    made = synthesizer.synthesize(
+        texts,
+        speaker=speakers,
+        language=langs.pop() if len(langs) == 1 else None,
+        speed=cfg.speed,
+        pitch=cfg.pitch,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+    )
+    if synthesizer.device.type == "cuda":
+        torch.cuda.synchronize()
+    return made, time.perf_counter() - begin
+
+
+def row(utterance: Utterance, made: Synthesis, audio: Path, *, decode_s: float) -> dict[str, Any]:
+    """One line of synthesis.jsonl."""
+    audio_s = len(made.wave) / made.sample_rate
+    own: dict[str, Any] = {
+        "id": utterance.id,
+        "audio_filepath": str(audio),
+        "duration": round(audio_s, 4),
+        "text": utterance.text,
+        "ref": utterance.text,
+        "speaker": utterance.speaker,
+        "lang": utterance.lang,
+        "audio": str(audio),
+        "audio_s": round(audio_s, 4),
+        "decode_s": round(decode_s, 6),
+        "spoken": made.text,
+        "phonemes": [[phone.symbol, round(phone.start, 4), round(phone.end, 4)] for phone in made.alignment],
+    }
+    if utterance.audio_path.is_file() and not utterance.start:
+        own["ref_audio"] = str(utterance.audio_path.resolve())
+    return {**{key: value for key, value in utterance.extra.items() if key not in (*own, "words")}, **own}
+
+
+def read_back(rows: Sequence[dict[str, Any]], output: Path, name: str, *, device: str | None) -> None:
+    """Adds to each row what a recogniser reads."""
+    recognizer = load_recognizer(name, device=device)
+    heard = recognizer.transcribe([output / each["audio"] for each in rows], on_error="return")
+    for each, hypothesis in zip(rows, heard, strict=True):
+        each["hyp"] = hypothesis.text
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes all rows, or none."""
+    with atomic_file(path) as file:
+        for each in rows:
+            file.write((json.dumps(each, ensure_ascii=False) + "\n").encode())
+
+
+def run_info(cfg: DictConfig, synthesizer: Synthesizer, *, wall_s: float) -> RunInfo:
+    """How the times were taken."""
+    options = {field.name: getattr(synthesizer.options, field.name) for field in dataclasses.fields(synthesizer.options)}
+    settings = {"infer": f"{synthesizer.infer.__module__}.infer", **options, "vocoder": type(synthesizer.vocoder).__name__}
+    name = torch.cuda.get_device_name(synthesizer.device) if synthesizer.device.type == "cuda" else platform.processor()
+    return RunInfo(
+        device=f"{synthesizer.device} ({name or platform.machine()})",
+        dtype=cfg.dtype,
+        threads=torch.get_num_threads(),
+        batch_size=cfg.batch_size,
+        warmup_batches=cfg.warmup_batches,
+        wall_s=round(wall_s, 3),
+        decode={key: value if isinstance(value, str | int | float | None) else str(value) for key, value in settings.items()},
+        checkpoint=str(cfg.checkpoint),
+        versions={"python": platform.python_version(), "torch": torch.__version__, "speechkit": version("speechkit")},
+        command=shlex.join(["speechkit", "synthesize-corpus", *HydraConfig.get().overrides.task]),
+    )
+
+
+if __name__ == "__main__":
+    main()

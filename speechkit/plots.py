@@ -1,0 +1,52 @@
+"""Pictures of synthesised speech: its mel spectrogram with the phones under it, and its pitch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from speechkit.audio.spectrogram import MelSpectrogram
+from speechkit.types import Synthesis
+
+_INCHES_PER_SECOND, _HEIGHT = 4.0, 3.6
+_MAX_INCHES = 60.0
+
+
+def plot_synthesis(made: Synthesis, mel: MelSpectrogram, path: str | Path) -> None:
+    """Draws a synthesis to a picture; what it lacks (alignment, pitch) is left out.
+
+    Args:
+        made: what was synthesised, with its mel.
+        mel: what the frames are.
+        path: of the picture; its suffix tells the format, such as .png.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: there is no frame to draw.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('pictures need matplotlib: pip install "speechkit[tts]"') from error
+    if made.mel is None or not len(made.mel):
+        raise ValueError(f"text={made.text!r}: there is no frame to draw")
+    seconds = len(made.mel) * mel.frame_shift
+    figure = Figure(figsize=(min(max(4.0, _INCHES_PER_SECOND * seconds), _MAX_INCHES), _HEIGHT), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(made.mel.T, origin="lower", aspect="auto", extent=(0.0, seconds, 0.0, mel.output_dim), cmap="magma")
+    axes.set(xlabel="seconds", ylabel="mel band", xlim=(0.0, seconds), title=made.text[:120])
+    for phone in made.alignment:
+        axes.axvline(phone.end, color="white", linewidth=0.4)
+        if phone.end > phone.start:
+            middle = (phone.start + phone.end) / 2
+            axes.annotate(phone.symbol, (middle, mel.output_dim * 0.96), color="white", ha="center", va="top", fontsize=8)
+    if made.pitch is not None:
+        steps = np.repeat(made.pitch, 2)
+        times = np.array([time for phone in made.alignment for time in (phone.start, phone.end)])
+        right = axes.twinx()
+        right.plot(times, steps, color="cyan", linewidth=1.2)
+        right.set(ylabel="F0, Hz", ylim=(0.0, max(400.0, float(made.pitch.max()) * 1.1)))
+    figure.savefig(path, dpi=110)
