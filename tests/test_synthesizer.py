@@ -1,0 +1,226 @@
+"""Synthesizer: texts of any length and kind, voices, batches, streams, prompts, loading from a folder, the command."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+
+import speechkit
+from speechkit.audio.spectrogram import MelSpectrogram
+from speechkit.cli import main
+from speechkit.models.fastspeech.infer import FastSpeechOptions, infer
+from speechkit.models.fastspeech.model import FastSpeechModel
+from speechkit.models.vocoder.griffin_lim import GriffinLim
+from speechkit.pretrained import load_synthesizer, save_pretrained
+from speechkit.synthesizer import Synthesizer
+from speechkit.text.frontend import FrontEnd
+from speechkit.text.tokenizers import PhonemeTokenizer
+
+MEL = MelSpectrogram.preset(16000)
+LETTERS = PhonemeTokenizer(symbols=[*"abcdefghijklmnopqrstuvwxyz.,?!;:'"])
+SIZES: dict[str, Any] = {
+    "vocab_size": LETTERS.vocab_size, "num_mels": 80, "num_speakers": 2, "dim": 16, "encoder_layers": 1, "decoder_layers": 1,
+    "filter_dim": 16, "kernel_sizes": [3, 1], "predictor_dim": 16, "postnet_layers": 0,
+}  # fmt: skip
+FRONTEND = {"lang": "en", "backend": "characters"}
+
+
+def _model() -> FastSpeechModel:
+    torch.manual_seed(0)
+    model = FastSpeechModel(**SIZES).eval()
+    with torch.no_grad():
+        model.duration.out.bias.fill_(1.5)
+    model.mel_norm.mean.fill_(-5.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def voice() -> Synthesizer:
+    """Two voices that mumble."""
+    return Synthesizer(
+        mel=MEL,
+        model=_model(),
+        frontend=FrontEnd(**FRONTEND),
+        tokenizer=LETTERS,
+        infer=infer,
+        options=FastSpeechOptions(),
+        vocoder=GriffinLim(mel=MEL, num_iterations=2),
+        speakers=("anna", "ben"),
+        log_f0_mean={"anna": 5.0},
+        log_f0_std=0.2,
+        name="mumble",
+        max_chars=40,
+    )
+
+
+def test_waveform_alignment_and_pitch_belong_together(voice: Synthesizer) -> None:
+    made = voice.synthesize("good morning, world")
+    assert (made.sample_rate, made.text) == (16000, "good morning, world")
+    assert made.wave.dtype == np.float32
+    assert made.mel is not None
+    assert made.pitch is not None
+    assert len(made.wave) == 160 * len(made.mel)
+    assert made.alignment[-1].end == pytest.approx(len(made.wave) / 16000)
+    assert [p.symbol for p in made.alignment] == FrontEnd(**FRONTEND).phones("good morning, world")
+    assert all(one.end == other.start for one, other in zip(made.alignment, made.alignment[1:], strict=False))
+    assert len(made.pitch) == len(made.alignment)
+    assert voice.synthesize("good morning, world", speaker="ben").pitch is None
+
+
+def test_a_text_sounds_the_same_in_any_batch(voice: Synthesizer) -> None:
+    texts = ["one two three.", "a much longer sentence than the others, with a clause.", "hm", "seven eight"]
+    alone = [voice.synthesize(text, seed=3) for text in texts]
+    for batch_size in (1, 2, 8):
+        for order in (texts, texts[::-1]):
+            together = {made.text: made for made in voice.synthesize(order, seed=3, batch_size=batch_size)}
+            for one in alone:
+                np.testing.assert_allclose(together[one.text].mel, one.mel, atol=2e-5)
+                np.testing.assert_allclose(together[one.text].wave, one.wave, atol=2e-3)
+
+
+def test_long_texts_go_in_pieces(voice: Synthesizer) -> None:
+    text = "this is a sentence of some words. " * 60
+    assert len(text) > 2000
+    made = voice.synthesize(text)
+    assert made.alignment[-1].end == pytest.approx(len(made.wave) / 16000)
+    spoken = "".join(phone.symbol for phone in made.alignment if phone.symbol.isalpha())
+    assert spoken == text.replace(" ", "").replace(".", "")
+
+
+def test_a_stream_begins_with_a_short_piece(voice: Synthesizer) -> None:
+    text = "first comes this. then comes a second sentence of many more words, as long as it may be. and the end."
+    pieces = list(voice.stream(text))
+    assert len(pieces) > 1
+    assert len(pieces[0].text) <= 40
+    assert " ".join(piece.text for piece in pieces) == text
+    ends = [piece.alignment[-1].end for piece in pieces]
+    assert ends == sorted(ends)
+    assert ends[-1] == pytest.approx(sum(len(piece.wave) for piece in pieces) / 16000)
+    assert [piece.text for piece in voice.stream("hm")] == ["hm"]
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\U0001f600", "...", "-"])
+def test_nothing_to_say_is_an_empty_waveform_and_a_warning(voice: Synthesizer, text: str) -> None:
+    with pytest.warns(UserWarning, match="nothing to say"):
+        made = voice.synthesize(text)
+    assert (len(made.wave), made.alignment, made.text) == (0, (), text)
+    with pytest.warns(UserWarning, match="nothing to say"):
+        empty, full = voice.synthesize([text, "yes"])
+    assert not len(empty.wave)
+    assert len(full.wave)
+
+
+@pytest.mark.parametrize("text", ["x", "I", "\u4f60\u597d hello", "na\u00efve caf\u00e9 \U0001f600 yes", "a" * 300])
+def test_odd_texts(voice: Synthesizer, text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = voice.synthesize(text)
+    assert np.isfinite(made.wave).all()
+    assert len(made.wave)
+
+
+def test_wrong_arguments_are_named(voice: Synthesizer) -> None:
+    with pytest.raises(ValueError, match="speaker='carl' is not known; choose one of 'anna', 'ben'"):
+        voice.synthesize("hm", speaker="carl")
+    with pytest.raises(ValueError, match="3 speakers for 2 texts"):
+        voice.synthesize(["a", "b"], speaker=["anna", "ben", "anna"])
+    with pytest.raises(ValueError, match="speed=-1"):
+        voice.synthesize("hm", speed=-1.0)
+    with pytest.raises(ValueError, match="prompt_text=None"):
+        voice.synthesize("hm", prompt=np.zeros(1600, np.float32))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        voice.synthesize(["hm"], batch_size=0)
+    with pytest.raises(ValueError, match="is a int; give a string"):
+        voice.synthesize([3])  # type: ignore[list-item]
+
+
+def test_another_mel_is_refused_by_its_field() -> None:
+    other = GriffinLim(mel=MelSpectrogram.preset(22050))
+    with pytest.raises(ValueError, match=r"hop_length=160 against 256.*sample_rate=16000 against 22050"):
+        Synthesizer(mel=MEL, model=_model(), frontend=FrontEnd(**FRONTEND), tokenizer=LETTERS, infer=infer,
+                    options=FastSpeechOptions(), vocoder=other)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mumbling voices as a pretrained folder."""
+    settings = {key: value for key, value in MEL.settings().items() if key != "type"}
+    config = {
+        "kind": "synthesizer",
+        "features": {"_target_": "speechkit.audio.spectrogram.MelSpectrogram", **settings},
+        "features_fingerprint": MEL.fingerprint(),
+        "frontend": {"_target_": "speechkit.text.frontend.FrontEnd", **FRONTEND},
+        "model": {"_target_": "speechkit.models.fastspeech.model.FastSpeechModel", **SIZES},
+        "decode": {
+            "_target_": "speechkit.models.fastspeech.infer.infer",
+            "options": {"_target_": "speechkit.models.fastspeech.infer.FastSpeechOptions"},
+        },
+        "speakers": ["anna", "ben"],
+        "languages": ["en"],
+    }
+    weights = {f"model.{name}": tensor for name, tensor in _model().state_dict().items()}
+    directory = tmp_path_factory.mktemp("voice") / "pretrained"
+    return save_pretrained(directory, config=config, state_dict=weights, tokenizer=LETTERS, card="mumbling")
+
+
+def test_loading_from_a_folder(folder: Path, voice: Synthesizer) -> None:
+    loaded = speechkit.load(folder, device="cpu")
+    assert isinstance(loaded, Synthesizer)
+    assert loaded.speakers == voice.speakers
+    np.testing.assert_array_equal(loaded.synthesize("hello").mel, voice.synthesize("hello").mel)
+    with pytest.raises(ValueError, match=r"vocoder=.* is a folder with a synthesizer"):
+        load_synthesizer(folder, vocoder=folder)
+    with pytest.raises(ValueError, match="holds a recognizer, which makes no speech"):
+        speechkit.load("demo-ctc", vocoder=folder)
+    with pytest.raises(ValueError, match="is not a synthesiser"):
+        load_synthesizer("demo-ctc")
+
+
+def test_the_command(folder: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    sound, times = tmp_path / "a.wav", tmp_path / "a.json"
+    result = runner.invoke(main, ["synthesize", "hello you", "-m", str(folder), "-o", str(sound), "--alignment", str(times)])
+    assert result.exit_code == 0, result.output
+    wave, rate = soundfile.read(sound)
+    assert rate == 16000
+    assert json.loads(times.read_text())[-1]["end"] == pytest.approx(len(wave) / 16000)
+    (tmp_path / "text.txt").write_text("from a file", encoding="utf-8")
+    for name in ("b.flac", "b.ogg"):
+        command = ["synthesize", "-i", str(tmp_path / "text.txt"), "-m", str(folder), "-o", str(tmp_path / name), "--speed", "2"]
+        assert runner.invoke(main, command).exit_code == 0
+        assert soundfile.info(tmp_path / name).samplerate == 16000
+    piped = runner.invoke(main, ["synthesize", "-i", "-", "-m", str(folder)], input="from a pipe")
+    assert piped.stdout_bytes[:4] == b"RIFF"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "give a TEXT, or a file"),
+        (["hi", "-o", "a.mp3"], "its suffix must be one of .wav, .flac, .ogg"),
+        (["\U0001f600", "-o", "a.wav"], "there is nothing to say"),
+        (["hi", "-o", "a.wav", "--speaker", "carl"], "speaker='carl'"),
+        (["hi", "-o", "a.wav", "--prompt-text", "x", "--prompt", __file__], "audio"),
+    ],
+)
+def test_what_the_command_refuses(folder: Path, arguments: list[str], reason: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["synthesize", *arguments, "-m", str(folder)])
+    assert result.exit_code != 0
+    assert reason in result.output
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_a_picture(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    command = ["synthesize", "hello", "-m", str(folder), "-o", str(tmp_path / "a.wav"), "--plot", str(tmp_path / "a.png")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
