@@ -208,6 +208,10 @@ def _train_quantizer(quantizer: nn.Module, frames_MD: Tensor, num_steps: int, ge
     for step in range(num_steps):
         drawn_N = torch.randint(len(frames_MD), (_BATCH,), generator=generator)
         z_1ND, lens_1 = frames_MD[drawn_N][None].to(device), torch.tensor([_BATCH], device=device)
+        # All codes begin at frames; none moves in the last part, in which they have to settle.
+        if isinstance(quantizer, VectorQuantizer) and step % _REVIVE_EVERY == 0 and step <= 0.8 * num_steps:
+            quantizer.revive(z_1ND, lens_1, counts_QK, max_idle=1, generator=generator)
+            counts_QK.zero_()
         out = quantizer(z_1ND, lens_1)
         loss = (out.quantised_BTD - z_1ND).square().mean()
         loss = loss + (out.codebook_loss_B + _COMMITMENT * out.commitment_loss_B).sum() / _BATCH
@@ -216,8 +220,4 @@ def _train_quantizer(quantizer: nn.Module, frames_MD: Tensor, num_steps: int, ge
         optimizer.step()
         schedule.step()
         counts_QK += code_counts(out.indices_BTQ, len(counts_QK[0]))
-        # Not in the last part, in which all codes have to settle.
-        if isinstance(quantizer, VectorQuantizer) and (step + 1) % _REVIVE_EVERY == 0 and step < 0.8 * num_steps:
-            quantizer.revive(z_1ND, lens_1, counts_QK, max_idle=1, generator=generator)
-            counts_QK.zero_()
     quantizer.requires_grad_(False)
