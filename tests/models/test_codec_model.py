@@ -147,6 +147,17 @@ def test_the_loss_is_the_sum_over_frames_of_its_rows(kind: str) -> None:
     assert together.parts["perplexity_1"] >= 1
 
 
+@pytest.mark.parametrize("num_samples", [0, 1])
+def test_batches_of_nothing_and_of_one_sample(num_samples: int) -> None:
+    model = build("rvq", head=True).train()
+    batch = waves([num_samples, 0], extra=1 - num_samples)._replace(wave_BN=torch.zeros(2, num_samples))
+    output = model.loss(*MEL(batch.wave_BN, batch.wave_lens_B), batch)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert int(output.num_targets) == num_samples
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_all_parameters(kind: str) -> None:
     model = build(kind, head=True).train()
