@@ -25,6 +25,7 @@ from speechkit.data.datamodule import BucketDataModule, DataSource
 from speechkit.data.speech_data import training_texts
 from speechkit.data.text_data import training_sentences
 from speechkit.pretrained import init_from, save_pretrained
+from speechkit.pretrained_parts import fill_config, load_borrowed
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.training.lit_module import LitModule
 from speechkit.training.resume import Checkpointer
@@ -144,13 +145,38 @@ def synthesizer(cfg: DictConfig) -> Job:
     }
     if source.stats is not None:
         known["log_f0_std"] = source.stats.log_f0_std
+    config, model = build_borrowing(cfg, known)
+    parts = {"features": mel, "model": model, "tokenizer": source.tokenizer}
+    return Job(source, parts, config, synthesizer_facts)
+
+
+def sound(cfg: DictConfig) -> Job:
+    """Speech alone: vocoders and codecs, which learn to make waveforms, or mels, of mels."""
+    mel = build(cfg.features)
+    source = build(cfg.data, mel=mel)
+    features: Any = OmegaConf.to_container(cfg.features, resolve=True)
+    config, model = build_borrowing(cfg, {"num_mels": mel.output_dim, "mel": features})
+    parts = {"features": mel, "model": model}
+    return Job(source, parts, config, sound_facts)
+
+
+def build_borrowing(cfg: DictConfig, known: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """A model that may hold trained parts: its plain configuration, with what it takes of what is known, and itself."""
     taken = inspect.signature(get_class(cfg.model._target_)).parameters
-    sizes = {name: value for name, value in known.items() if name in taken}
-    parts = {"features": mel, "model": build(cfg.model, **sizes), "tokenizer": source.tokenizer}
-    return Job(source, parts, with_sizes(cfg.model, sizes), synthesizer_facts)
+    plain: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    config, borrowed = fill_config({**plain, **{name: value for name, value in known.items() if name in taken}})
+    model = build(config)
+    load_borrowed(model, borrowed)
+    return config, model
 
 
-PARTS = {"recognizer": recognizer, "language_model": language_model, "synthesizer": synthesizer}
+PARTS = {
+    "recognizer": recognizer,
+    "language_model": language_model,
+    "synthesizer": synthesizer,
+    "vocoder": sound,
+    "codec": sound,
+}
 
 
 def text_tokenizer(cfg: DictConfig, *, takes_transcripts: bool) -> Tokenizer:
@@ -236,6 +262,12 @@ def synthesizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketData
         "log_f0_mean": None if stats is None else {name: round(mean, 4) for name, mean in stats.log_f0_mean.items()},
         "log_f0_std": None if stats is None else round(stats.log_f0_std, 4),
     }
+
+
+def sound_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:
+    """What the configuration of a vocoder or codec holds beside its model."""
+    features = OmegaConf.to_container(cfg.features, resolve=True)
+    return {"features": features, "features_fingerprint": module.features.fingerprint()}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ PARTS = {  # of a config, by kind
     "language_model": ("model",),
     "synthesizer": ("features", "frontend", "model", "decode"),
     "vocoder": ("features", "model"),
+    "codec": ("features", "model"),
 }
 
 
@@ -128,7 +129,7 @@ def load(
         FileNotFoundError: there is no such folder or shipped model.
         ValueError: the folder is damaged, or names code that it may not name.
     """
-    directory = _find(name)
+    directory = find_folder(name)
     kind = read_config(directory)["kind"]
     if kind == "synthesizer":
         return load_synthesizer(name, device=device, dtype=dtype, vocoder=vocoder)
@@ -141,7 +142,7 @@ def load_recognizer(
     name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
 ) -> Recognizer:
     """Loads a recogniser; arguments and errors as in `load`."""
-    directory = _find(name)
+    directory = find_folder(name)
     config = read_config(directory)
     if config["kind"] == "language_model":
         raise ValueError(f"{directory} holds a language model: name it in a recogniser's decode options, as lm={name}")
@@ -171,7 +172,7 @@ def load_synthesizer(
     vocoder: str | Path | None = None,
 ) -> Synthesizer:
     """Loads a synthesiser; arguments and errors as in `load`."""
-    directory = _find(name)
+    directory = find_folder(name)
     config = read_config(directory)
     if config["kind"] != "synthesizer":
         raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not a synthesiser")
@@ -200,7 +201,7 @@ def load_vocoder(name: str | Path, *, device: str | torch.device | None = None) 
         FileNotFoundError: there is no such folder.
         ValueError: the folder is damaged, or holds no vocoder.
     """
-    directory = _find(name)
+    directory = find_folder(name)
     config = read_config(directory)
     if config["kind"] != "vocoder":
         raise ValueError(f"vocoder={name} is a folder with a {config['kind']}; give that of a vocoder")
@@ -225,7 +226,7 @@ def _parts(
     infer = None
     if "decode" in PARTS[config["kind"]]:
         infer = instantiate({**config["decode"], "_partial_": True}, where=f"{where}: decode")
-    _load_weights(directory / WEIGHTS, nn.ModuleDict({"features": features, "model": model}))
+    _load_weights(directory, nn.ModuleDict({"features": features, "model": model}))
     target = _device(device)
     return features.to(target), model.to(target, dtype=_dtype(dtype)), infer
 
@@ -243,7 +244,7 @@ def load_ranker(name: str | Path, recognizer: Recognizer) -> AedRanker:
         FileNotFoundError: there is no such folder.
         ValueError: the folder is damaged, holds no attention encoder-decoder, or one with other tokens or features.
     """
-    target = read_config(_find(name))["model"].get("_target_")
+    target = read_config(find_folder(name))["model"].get("_target_")
     if target != f"{AedModel.__module__}.AedModel":
         raise ValueError(f"ranker={name} is a {target}; give the folder of an attention encoder-decoder (AedModel)")
     ranker = load_recognizer(name, device=recognizer.device, dtype=recognizer.dtype)
@@ -274,12 +275,12 @@ def load_language_model(name: str | Path, *, device: str | torch.device | None =
         FileNotFoundError: there is no such folder.
         ValueError: the folder is damaged, or holds no language model.
     """
-    directory = _find(name)
+    directory = find_folder(name)
     config = read_config(directory)
     if config["kind"] != "language_model":
         raise ValueError(f"lm={name} is a folder with a {config['kind']}; give that of a language model, or an n-gram file")
     model = instantiate(config["model"], where=f"{directory / CONFIG}: model")
-    _load_weights(directory / WEIGHTS, nn.ModuleDict({"model": model}))
+    _load_weights(directory, nn.ModuleDict({"model": model}))
     decoder = model.decoder.to(_device(device)).eval().requires_grad_(False)
     return NeuralLm(decoder=decoder, tokenizer=load_tokenizer(directory), name=str(name))
 
@@ -287,7 +288,7 @@ def load_language_model(name: str | Path, *, device: str | torch.device | None =
 def tokenizer_of(texts: Iterable[str], *, name: str | Path) -> Tokenizer:
     """The tokenizer of a trained model; the same call as the training of one, but nothing is learnt from the texts."""
     del texts
-    return load_tokenizer(_find(name))
+    return load_tokenizer(find_folder(name))
 
 
 def init_from(module: nn.Module, name: str | Path, *, prefix: str = "model.encoder.") -> str:
@@ -305,8 +306,8 @@ def init_from(module: nn.Module, name: str | Path, *, prefix: str = "model.encod
         FileNotFoundError: there is no such folder or shipped model.
         ValueError: a weight has another shape, or there is none with this prefix on one of the sides.
     """
-    directory = _find(name)
-    found = {key: tensor for key, tensor in _read_weights(directory / WEIGHTS).items() if key.startswith(prefix)}
+    directory = find_folder(name)
+    found = {key: tensor for key, tensor in read_weights(directory).items() if key.startswith(prefix)}
     own = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(prefix)}
     shared = found.keys() & own.keys()
     if not shared:
@@ -416,7 +417,14 @@ def _resolve(path: Any, where: str) -> Any:
     return target
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """The weights of a pretrained folder.
+
+    Raises:
+        FileNotFoundError: they are missing.
+        ValueError: they are damaged.
+    """
+    path = directory / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the pretrained folder is not complete")
     try:
@@ -425,11 +433,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged ({error}): copy the folder again") from error
 
 
-def _load_weights(path: Path, modules: nn.Module) -> None:
+def _load_weights(directory: Path, modules: nn.Module) -> None:
     try:
-        modules.load_state_dict(_read_weights(path))
+        modules.load_state_dict(read_weights(directory))
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{directory / WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _missing(config: Any) -> list[str]:
@@ -451,8 +459,12 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return known[dtype]
 
 
-def _find(name: str | Path) -> Path:
-    """The folder of a name: a directory, a shipped model, or a snapshot of a hub repository."""
+def find_folder(name: str | Path) -> Path:
+    """The folder of a name: a directory, a shipped model, or a snapshot of a hub repository.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     directory = Path(name).expanduser()
     if directory.is_dir():
         return directory

@@ -136,6 +136,8 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
 USES = {
     "recognizer": ("speech recogniser", ("import speechkit", 'speechkit.load("<this folder>").transcribe(["a.wav"])')),
     "synthesizer": ("speech synthesiser", ('speechkit synthesize "Good morning." --model "<this folder>" -o a.wav',)),
+    "vocoder": ("vocoder", ('speechkit synthesize "Good morning." --vocoder "<this folder>" -o a.wav',)),
+    "codec": ("speech codec", ('model.codec="{_pretrained_: <this folder>}" in the training of a synthesiser',)),
     "language_model": ("language model", ('speechkit decode decode=ctc_beam_lm decode.options.lm="<this folder>" ...',)),
 }  # what a model of a kind is, and lines that use it
 

@@ -18,6 +18,7 @@ LINES: list[set[str]] = [
     {"models"},
     {"training", "data.datamodule", "recognizer", "synthesizer", "families", "transcripts", "doctor"},
     {"pretrained"},
+    {"pretrained_parts"},
     {"cli", "recipes", "scripts"},
     {"__main__"},
 ]
