@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def row(number: int, extra: int = 0) -> dict[str, Any]:
         "speaker": number % 3,
         "language": number % 2,
         "wave": 0.3 * torch.randn(samples, generator=generator),
-        "prompt": torch.randint(1, VOCAB, (samples // 60,), generator=generator),
+        "prompt": torch.randint(1, VOCAB, (-(-samples // 60),), generator=generator),
     }
 
 
@@ -228,6 +229,19 @@ def test_latents_take_the_place_of_mels() -> None:
     assert out.mel_BTF.isfinite().all()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_speaks_alike(name: str) -> None:
+    model, options, prompts = CASES[name]
+    inputs = collate([row(0), row(3)], prompts=prompts)
+    expected = infer(model, inputs, mel=MEL, options=options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = infer(model, inputs, mel=MEL, options=options)
+    assert found.mel_BTF.dtype == torch.float32
+    assert (found.mel_lens_B - expected.mel_lens_B).abs().max() <= 2
+    halved = copy.deepcopy(model).bfloat16()
+    assert infer(halved, inputs, mel=MEL, options=options).mel_BTF.isfinite().all()
+
+
 def test_spread_shares_out_every_frame() -> None:
     ones_BP, lens_B = torch.ones(4, 5), torch.tensor([5, 3, 0, 2])
     found = spread(ones_BP, lens_B, torch.tensor([10, 7, 4, 1]))
@@ -267,6 +281,8 @@ def test_misuse_is_refused() -> None:
         infer(CASES["matcha"][0], inputs, mel=MEL)
     with pytest.raises(ValueError, match="prompt_phones_BP is None"):
         infer(model, inputs._replace(prompt_phones_BP=None), mel=MEL)
+    with pytest.raises(ValueError, match=r"prompts of rows \[0\] have speech without text"):
+        infer(model, inputs._replace(prompt_phone_lens_B=torch.tensor([0])), mel=MEL)
     with pytest.raises(ValueError, match="never trained without its condition"):
         infer(CASES["matcha"][0], collate([row(0)], prompts=False), mel=MEL, options=FlowOptions(guidance=1.0))
     with pytest.raises(ValueError, match="predicts no durations"):

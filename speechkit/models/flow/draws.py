@@ -29,9 +29,7 @@ class Draws(NamedTuple):
     uniforms_BK: Tensor
 
 
-def draw(
-    features_BTF: Tensor, lens_B: Tensor, ids: Sequence[str], *, num_uniforms: int, training: bool
-) -> Draws:
+def draw(features_BTF: Tensor, lens_B: Tensor, ids: Sequence[str], *, num_uniforms: int, training: bool) -> Draws:
     """Draws noise like the features, and K numbers for each row.
 
     Args:

@@ -94,12 +94,11 @@ class _Task(NamedTuple):
 
 
 @torch.inference_mode()
-def infer(
-    model: FlowModel, inputs: TtsInputs, *, mel: MelSpectrogram, options: FlowOptions | None = None
-) -> TtsOutput:
+def infer(model: FlowModel, inputs: TtsInputs, *, mel: MelSpectrogram, options: FlowOptions | None = None) -> TtsOutput:
     """Speaks a batch of texts.
 
-    Rows without phones have no frames. Prompts are for the infilling model: it continues them, in their voice.
+    Rows without phones have no frames. Prompts are for the infilling model: it continues them, in their voice. Also in half
+    precision and under autocast the state of the flow stays in fp32.
 
     Args:
         model: put in eval mode by the caller.
@@ -112,7 +111,7 @@ def infer(
 
     Raises:
         ValueError: `mel` has other bands than the model, a prompt is without its text or is given to the aligned model, or the
-            model was not trained for what the options ask.
+            model was not trained for what the options ask for.
     """
     if mel.output_dim != model.num_mels:
         raise ValueError(f"mel has {mel.output_dim} bands and the model {model.num_mels}; give the mel that it was trained on")
@@ -140,6 +139,9 @@ def generate(
         given_BTF: features of the prompts, not normalised, shape (B, T, F); None for none.
         given_lens_B: valid frames of each prompt, int64, shape (B,).
         options: how to speak; None for the defaults.
+
+    Returns:
+        as `infer`: features in place of log-mels.
 
     Raises:
         ValueError: as `infer` says.
@@ -245,6 +247,10 @@ def _prompt(model: F5Model, inputs: TtsInputs, given_BTF: Tensor | None, given_l
         return _Prompt(x_BTF, none_B, inputs.phones_BP[:, :0], none_B)
     if inputs.prompt_phones_BP is None or inputs.prompt_phone_lens_B is None:
         raise ValueError("prompt_phones_BP is None: say what is spoken in the prompt, or leave the prompt out")
+    half_B = (given_lens_B > 0) != (inputs.prompt_phone_lens_B > 0)
+    if bool(half_B.any()):
+        rows = half_B.nonzero().flatten().tolist()
+        raise ValueError(f"prompts of rows {rows} have speech without text or text without speech; give both, or neither")
     x_BTF = model.mel_norm.normalize(given_BTF.float())
     return _Prompt(x_BTF, given_lens_B, inputs.prompt_phones_BP, inputs.prompt_phone_lens_B)
 
@@ -275,7 +281,7 @@ def _plan_lengths(model: F5Model, inputs: TtsInputs, prompt: _Prompt, options: F
         frames_B = total_frames(model.total_length(text_BPE, lens_B), lens_B, speed=speed)
     if options.length in ("auto", "rate"):
         by_rate_B = frames_by_rate(prompt.lens_B, prompt.phone_lens_B, lens_B, speed=speed)
-        frames_B = torch.where((prompt.lens_B > 0) & (prompt.phone_lens_B > 0), by_rate_B, frames_B)
+        frames_B = torch.where(prompt.lens_B > 0, by_rate_B, frames_B)
     if model.text_upsampling == "filler":
         return _Lengths(frames_B, torch.ones_like(phones_BP), prompt_BQ)
     if model.text_upsampling == "average":

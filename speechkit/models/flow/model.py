@@ -353,9 +353,8 @@ class F5Model(nn.Module):
         voice_BD = None if voice_BD is None else voice_BD.masked_fill(dropped_B[:, None], 0.0)
         sample = conditional_flow(x1_BTF, draws.noise_BTF, t_B, 0.0)
         given_BTF = x1_BTF.masked_fill(unseen_BT[..., None], 0.0)
-        velocity_BTF = self.decoder(
-            sample.x_t_BTD, t_B, self.decoder.condition(given_BTF, text_BTE, mel_lens_B, voice_BD)
-        )
+        condition = self.decoder.condition(given_BTF, text_BTE, mel_lens_B, voice_BD)
+        velocity_BTF = self.decoder(sample.x_t_BTD, t_B, condition)
         flow = flow_matching_loss(velocity_BTF, sample.target_BTD, hidden_BT).loss
         loss, parts = self._length_losses(text_BPE.detach(), mel_lens_B, batch)
         if self.ctc is not None:

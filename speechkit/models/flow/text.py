@@ -56,9 +56,7 @@ class PhoneTransformer(nn.Module):
         self.prenet_out = nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
-            TransformerLayer(
-                dim=dim, num_heads=num_heads, ff_dim=ff_dim, kernel_size=kernel_size, rope=True, dropout=dropout
-            )
+            TransformerLayer(dim=dim, num_heads=num_heads, ff_dim=ff_dim, kernel_size=kernel_size, rope=True, dropout=dropout)
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
