@@ -60,6 +60,7 @@ _MARK_OF = {mark: mark for mark in MARKS} | {
 }  # fmt: skip
 _EMPTY_LINE = re.compile(r"\n\s*\n")
 _UNREADABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_MARKS_APART = re.compile(r"[.,!?;:\u2026]*(?:[ \t]+[.,!?;:\u2026]+)+(?=\s|$)")  # espeak-ng takes a mark by itself for a word
 _BRACED = re.compile(r"\{([^{}]*)\}")
 _WORD = re.compile("(?:[^\\W_]|[\u0300-\u036f])+(?:[-'\u2019](?:[^\\W_]|[\u0300-\u036f])+)*")
 _STAND_IN = "zazu"  # spoken in place of phones that are given
@@ -236,6 +237,7 @@ class FrontEnd:
     def _read(self, text: str, lang: str) -> Reading:
         if self._normalize:
             text, dropped = drop_signs(verbalize(text, lang))
+            text = _MARKS_APART.sub(_together, text)
             self._warn_once(dropped, "signs without a reading, left out: {}")
         if not any(map(str.isalnum, text)):
             return []
@@ -285,6 +287,12 @@ def _mark(written: str) -> str:
     if _EMPTY_LINE.search(tail):
         marks.append(".")
     return max(marks, key=_STRENGTH.index, default=WORD_BOUNDARY)
+
+
+def _together(match: re.Match[str]) -> str:
+    """Marks with blanks between them as espeak-ng takes them for punctuation: the strongest, but the points of an ellipsis."""
+    mark = _mark(match[0])
+    return mark if mark != "." else "".join(match[0].split())
 
 
 def _letters_and_marks(text: str) -> Reading:

@@ -98,7 +98,7 @@ _EN = LanguageRules(
                    "jr.": "junior", "inc.": "incorporated", "ltd.": "limited", "corp.": "corporation", "dept.": "department",
                    "est.": "established", "ave.": "avenue", "blvd.": "boulevard", "rd.": "road"},
     closing=frozenset({"etc.", "inc.", "ltd.", "corp.", "jr.", "ave.", "blvd.", "rd."}),
-    titles={"mr.": "Mister", "mrs.": "Missis", "ms.": "Miz", "dr.": "Doctor", "prof.": "Professor", "gen.": "General",
+    titles={"mr.": "Mister", "mrs.": "Mrs", "ms.": "Miz", "dr.": "Doctor", "prof.": "Professor", "gen.": "General",
             "capt.": "Captain", "lt.": "Lieutenant", "sgt.": "Sergeant", "rev.": "Reverend", "hon.": "Honorable",
             "sen.": "Senator", "gov.": "Governor", "pres.": "President"},
     before_number={"No.": "number", "Nos.": "numbers", "p.": "page", "pp.": "pages", "vol.": "volume", "Vol.": "volume",

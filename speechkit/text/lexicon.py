@@ -61,11 +61,11 @@ def _tsv_rows(path: Path, text: str) -> list[tuple[str, str, str]]:
 
 def _json_rows(path: Path, text: str) -> list[tuple[str, str, str]]:
     try:
-        pairs = json.loads(text, object_pairs_hook=list)
+        pairs = json.loads(text, object_pairs_hook=tuple)
     except ValueError as error:
         line = getattr(error, "lineno", 1)
         raise ValueError(f"{path}:{line}: not JSON ({error}); write one object of words and phones") from error
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+    if not isinstance(pairs, tuple):
         raise ValueError(f"{path}:1: not an object; write one object of words and phones")
     lines = text.split("\n")
     rows, number = [], 1

@@ -12,9 +12,10 @@ _SENTENCE, _CLAUSE, _WORD, _NEVER = 3, 2, 1, 0  # how good a place is for a cut
 _BRACED = re.compile(r"\{[^{}]*\}")
 _CLOSERS = "\"')]}\u2019\u201d\u201c\u00bb\u300d\u300f\uff09"
 _OPENERS = "\"'([{\u2018\u201c\u201e\u00ab\u00bf\u00a1"
+_DASHES = ("-", "--", "\u2013", "\u2014")
 _UNSPACED = "[\u2e80-\u2fdf\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]"  # scripts without spaces: every character is a word
 _PLACE = re.compile(
-    rf"(?P<space>\s+)|(?<=[\u3002\uff01\uff1f])(?P<stop>[{re.escape(_CLOSERS)}]*)(?!\s|$)"
+    rf"(?P<space>\s+)|(?<=[\u3002\uff01\uff1f])(?P<stop>[\u2019\u201d\u300d\u300f\uff09]*)(?!\s|$)"
     rf"|(?<=[\u3001\uff0c\uff1b\uff1a])(?P<comma>)(?!\s|$)|(?<=\w\u2014)(?P<dash>)(?=\w)|(?<={_UNSPACED})(?P<letter>)(?={_UNSPACED})"
 )
 _TOKEN_END = re.compile(r"\S{1,40}$")
@@ -108,7 +109,9 @@ def _grade(text: str, match: re.Match[str], rules: LanguageRules, base: str) -> 
         return _after_point(bare, after, rules, base)
     if bare.endswith(("?", "!", "\u2026", "\u3002", "\uff01", "\uff1f", "\u061f", "\u0964")):
         return _SENTENCE if not after[:1].islower() else _CLAUSE
-    if bare.endswith((",", ";", ":", "\u2013", "\u2014", "\u060c")) or after[:1] in ("\u2013", "\u2014") or after == "-":
+    if after in _DASHES:
+        return _NEVER
+    if bare.endswith((",", ";", ":", "\u2013", "\u2014", "\u060c")) or bare in _DASHES:
         return _CLAUSE
     return _NEVER if bare.lower() in rules.titles or bare in rules.before_name or bare in rules.before_number else _WORD
 

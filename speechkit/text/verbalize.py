@@ -93,7 +93,7 @@ def _expand(text: str, base: str) -> str:
     """Abbreviations in words."""
     rules = RULES[base]
     text = _abbreviations(tuple(rules.titles)).sub(lambda match: rules.titles[_compact(match[0])], text)
-    text = _abbreviations(tuple(rules.before_number), r"\s?\d").sub(lambda match: rules.before_number[match[0]] + " ", text)
+    text = _abbreviations(tuple(rules.before_number), r"\s?\d").sub(lambda m: _apart(m, rules.before_number[m[0]]), text)
     text = _abbreviations(tuple(rules.before_name), r"\s+[^\W\d_a-z]").sub(lambda match: rules.before_name[match[0]], text)
 
     def expanded(match: re.Match[str]) -> str:
@@ -199,7 +199,8 @@ class _NumberReader:
                 (rf"(?<=\d\.\s)(?i:({short}))\b\.?", self._whole_month),
                 (rf"\b(?:(?i:({articles}))\s)?(\d{{1,2}})\.\s?(?=(?:{months})\b)", self._german_ordinal),
                 (rf"\b(?i:({articles}))\s(\d{{1,3}})\.\s(?=\w)", self._german_ordinal),
-                (r"\b1(?=\sUhr\b)", lambda m: "ein"),
+                (r"(?<![\d.,])(\d{1,2})\.(\d{2})\sUhr\b", self._time),
+                (r"(?<![\d.,])1(?=\sUhr\b)", lambda m: "ein"),
             ]
         if self._base == "fr":
             return [

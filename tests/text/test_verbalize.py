@@ -1,0 +1,151 @@
+"""Numbers, dates, times, money, units, signs and abbreviations in words."""
+
+from __future__ import annotations
+
+import builtins
+import time
+import warnings
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speechkit.data.corpora.demo_text import sentences
+from speechkit.text import verbalize as module
+from speechkit.text.language_rules import RULES
+from speechkit.text.verbalize import base_language, drop_signs, verbalize
+
+ENGLISH = {
+    "Dr. Smith paid $5.50 on May 17, 2024 at 5:30 p.m.":
+        "Doctor Smith paid five dollars and fifty cents on May seventeenth, twenty twenty-four at five thirty PM.",
+    "3.5 km, i.e. 1,234 m/s, or 5 %.":
+        "three point five kilometers, that is one thousand two hundred and thirty-four meters per second, or five percent.",
+    "In 1984 Henry VIII met World War II at 17:05, on Louis XIV's IV drip.":
+        "In nineteen eighty-four Henry the eighth met World War two at seventeen oh five, on Louis XIV's IV drip.",
+    "No. 5, p. 10-15, 007 and B2B, 1.2.3":
+        "number five, page ten to fifteen, zero zero seven and B two B, one point two point three",
+    "5/17/2024, 2024-05-17, 13/13/2024-":
+        "May seventeenth, twenty twenty-four, May seventeenth, twenty twenty-four, thirteen/thirteen/twenty twenty-four-",
+    "the 1990s, 1/2 cup, 2½ cups, -5 °C":
+        "the nineteen nineties, one half cup, two and one half cups, minus five degrees Celsius",
+    "AT&T, 50% off, 3×4=12, a@b": "AT and T, fifty percent off, three times four equals twelve, a at b",
+    "St. Louis etc. The end, etc.": "Saint Louis et cetera. The end, et cetera.",
+    "at 5pm. At 9:00 a.m. He; 7:00, 25:00": "at five PM. At nine AM. He; seven o'clock, twenty-five:zero zero",
+    "$3 million and £0.99, €1, $2,000": "three million dollars and ninety-nine pence, one euro, two thousand dollars",
+    "1914-1918, 5–10 km, 555-1234":
+        "nineteen fourteen to nineteen eighteen, five to ten kilometers, five hundred and fifty-five-twelve thirty-four",
+    "17th of May 2024, 3rd May, the 21st, Jan. 2":
+        "seventeenth of May twenty twenty-four, third of May, the twenty-first, January second",
+    "1,000,000.25; #7; 0.5 kg; 1 km": "one million point two five; number seven; zero point five kilograms; one kilometer",
+}  # fmt: skip
+GERMAN = {
+    "Am 3. Mai 2024 um 17:45 Uhr zahlte Dr. Müller 5,50 € (z. B. bar).":
+        "Am dritten Mai zweitausendvierundzwanzig um siebzehn Uhr fünfundvierzig zahlte Doktor Müller fünf Euro "
+        "fünfzig (zum Beispiel bar).",
+    "Der 2. Versuch, 1.234,5 km, 3 %, d.h. 1 km.":
+        "Der zweite Versuch, eintausendzweihundertvierunddreißig Komma fünf Kilometer, drei Prozent, das heißt ein Kilometer.",
+    "Ludwig XIV. war 1715 alt. Kapitel IV": "Ludwig der Vierzehnte war siebzehnhundertfünfzehn alt. Kapitel vier",
+    "am 17.05.2024, 20 Mio. Euro, 3.5, usw. Dann":
+        "am siebzehnten Mai zweitausendvierundzwanzig, zwanzig Millionen Euro, drei Punkt fünf, und so weiter. Dann",
+    "um 2.30 Uhr, um 1 Uhr, um 1:00": "um zwei Uhr dreißig, um ein Uhr, um ein Uhr",
+    "Es war 1984. Dann kam -5 °C.": "Es war neunzehnhundertvierundachtzig. Dann kam minus fünf Grad Celsius.",
+}  # fmt: skip
+FRENCH = {
+    "Le 17/05/2024 à 17h45, M. Dupont a payé 5,50 € (p. ex.).":
+        "Le dix-sept mai deux mille vingt-quatre à dix-sept heures quarante-cinq, Monsieur Dupont a payé cinq euros "
+        "cinquante (par exemple).",
+    "1 234,5 km, le 1er mai, Louis XIV au XIXe siècle, 80 %":
+        "mille deux cent trente-quatre virgule cinq kilomètres, le premier mai, Louis quatorze au dix-neuvième "
+        "siècle, quatre-vingts pour cent",
+    "3 millions d'euros, 2000000 €, 5 m. Il": "trois millions d'euros, deux millions d'euros, cinq mètres. Il",
+}  # fmt: skip
+SPANISH = {
+    "El 17/05/2024 a las 17:45 el Sr. Pérez pagó 5,50 €.":
+        "El diecisiete de mayo de dos mil veinticuatro a las diecisiete cuarenta y cinco el señor Pérez pagó cinco "
+        "euros con cincuenta céntimos.",
+    "21 km, siglo XIX, Felipe II, 1.º, 2.ª, 3.er, 50 %":
+        "veintiún kilómetros, siglo diecinueve, Felipe segundo, primero, segunda, tercer, cincuenta por ciento",
+    "EE. UU. y p. ej. 1.234,5": "Estados Unidos y por ejemplo mil doscientos treinta y cuatro coma cinco",
+}  # fmt: skip
+BY_LANGUAGE = {"en": ENGLISH, "de": GERMAN, "fr": FRENCH, "es": SPANISH}
+CASES = [(lang, *case) for lang, cases in BY_LANGUAGE.items() for case in cases.items()]
+
+
+@pytest.mark.parametrize(("lang", "written", "said"), CASES)
+def test_what_is_written_as_it_is_said(lang: str, written: str, said: str) -> None:
+    pytest.importorskip("num2words")
+    assert verbalize(written, lang) == said
+    assert verbalize(said, lang) == said, "reading twice changes nothing"
+
+
+def test_the_day_comes_first_outside_america() -> None:
+    pytest.importorskip("num2words")
+    assert verbalize("3/5/2024", "en-US") == "March fifth, twenty twenty-four"
+    assert verbalize("3/5/2024", "en_GB") == "May third, twenty twenty-four"
+
+
+@pytest.mark.parametrize("lang", RULES)
+def test_plain_words_stay(lang: str) -> None:
+    for sentence in islice(sentences(np.random.default_rng(1), "train"), 200):
+        assert verbalize(sentence.written[lang], lang) == sentence.written[lang]
+    plain = 'Isn\'t it?  Well: "yes" — a (b); c…\n\nI said no. Mix, I, X.'
+    assert verbalize(plain, lang) == plain
+
+
+def test_other_languages_stay() -> None:
+    assert verbalize("5 кг, 3 %", "ru") == "5 кг, 3 %"
+    assert base_language("pt-BR") == base_language("PT_br") == "pt"
+
+
+def test_without_num2words_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "num2words":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    module._reader.cache_clear()
+    module._warn_of_digits.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"speechkit\[tts\]"):
+            assert verbalize("Dr. Smith & 5 kg", "en") == "Doctor Smith and 5 kg"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert verbalize("3. Mai", "de") == "3. Mai"
+    finally:
+        module._reader.cache_clear()
+        module._warn_of_digits.cache_clear()
+
+
+def test_signs_that_nobody_reads_are_left_out() -> None:
+    text, dropped = drop_signs("a*b → c\u00ad\u200bd \U0001f44d\U0001f3fd, 5 € + é\u0301 # ™ \ue000")
+    assert text == "a b   cd   , 5 € + é\u0301 # ™  "
+    assert dropped == {"*", "→", "\U0001f44d", "\U0001f3fd", "\ue000"}
+    assert drop_signs("plain, words!") == ("plain, words!", set())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text(max_size=80) | st.text("0123456789.,:/-–$%€ hkmNoXIVstJan½²#°", max_size=80),
+    lang=st.sampled_from(["en", "en-GB", "de", "fr", "es"]),
+)
+def test_any_text(text: str, lang: str) -> None:
+    said = verbalize(text, lang)
+    assert len(said) <= 60 * len(text)
+    again = verbalize(said, lang)
+    assert verbalize(again, lang) == again
+
+
+@pytest.mark.parametrize("unit", ["1", "1.", "1,", "1-", "1:", " 1", "I ", "$", "1/", "a.", "1 h", "5%", "XIV ", "- "])
+@pytest.mark.parametrize("lang", RULES)
+def test_time_grows_with_the_text_alone(lang: str, unit: str) -> None:
+    text = (unit * 4000)[:4000]
+    verbalize(unit, lang)
+    begin = time.process_time()
+    verbalize(text, lang)
+    assert time.process_time() - begin < 0.5
