@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint results clean
+.PHONY: help install demo demo-tts test lint results clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -21,6 +21,9 @@ $(STAMP): requirements/lock.txt setup.py
 
 demo: $(STAMP)  ## prepare, train, decode, score and transcribe on the embedded corpus, in under ten minutes
 	PATH=$(BIN):$$PATH bash recipes/demo/run.sh
+
+demo-tts: $(STAMP)  ## train a voice, speak, and let a recogniser read it, in under fifteen minutes
+	PATH=$(BIN):$$PATH bash recipes/demo/tts.sh
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
