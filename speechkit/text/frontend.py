@@ -154,8 +154,8 @@ class FrontEnd:
             return _joined(self._read("".join(part for part in parts if isinstance(part, str)), lang))
         standing = "".join(part if isinstance(part, str) else part.stand_in for part in parts)
         reading = self._read(standing, lang)
-        stand_in = [strip_stress(symbol) for symbol in self._words(_STAND_IN, lang)[0]]
-        places = [i for i, item in enumerate(reading) if not isinstance(item, str) and _bare(item) == stand_in]
+        alone = [_bare(item) for item in self._read(_STAND_IN, lang) if not isinstance(item, str)]
+        places = [i for i, item in enumerate(reading) if not isinstance(item, str) and [_bare(item)] == alone]
         if len(places) == len(pins):
             for place, pin in zip(reversed(places), reversed(pins)):
                 reading[place : place + 1] = self._given(pin.phones)
@@ -201,7 +201,7 @@ class FrontEnd:
             kept = [symbol for symbol in symbols if is_sound(symbol) or is_boundary(symbol)]
             self._warn_once((s for s in symbols if s not in kept), "no phones, left out of braces: {}")
             if any(map(is_sound, kept)):
-                before, after = text[: match.start()][-1:].isalnum(), text[match.end() :][:1].isalnum()
+                before, after = text[match.start() - 1 : match.start()].isalnum(), text[match.end() : match.end() + 1].isalnum()
                 parts.append(_Pin(" " * before + _STAND_IN + " " * after, kept))
             begin = match.end()
         return parts + self._lexicon_parts(text[begin:])
@@ -231,9 +231,6 @@ class FrontEnd:
             word.append(symbol if self._stress else strip_stress(symbol))
         return reading
 
-    def _words(self, text: str, lang: str) -> list[list[str]]:
-        return [item for item in self._read(text, lang) if not isinstance(item, str)]
-
     def _read(self, text: str, lang: str) -> Reading:
         if self._normalize:
             text, dropped = drop_signs(verbalize(text, lang))
@@ -251,10 +248,11 @@ class FrontEnd:
     def _spoken(self, text: str, voice: str) -> Reading:
         reading: Reading = []
         for clause in espeak.clauses(text, voice, separator=BETWEEN_PHONEMES):
+            boundary = WORD_BOUNDARY
             for word in clause.spoken.split():
-                symbols = symbols_of(word, stress=self._stress)
+                reading += [boundary, symbols_of(word, stress=self._stress)]
                 pauses = len(word) - len(word.rstrip(BETWEEN_PHONEMES)) > 1
-                reading += [symbols, "," if pauses else WORD_BOUNDARY] if symbols else [WORD_BOUNDARY]
+                boundary = "," if pauses else WORD_BOUNDARY
             reading.append(_mark(clause.written))
         return reading
 

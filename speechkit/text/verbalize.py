@@ -198,7 +198,7 @@ class _NumberReader:
             return [
                 (rf"(?<=\d\.\s)(?i:({short}))\b\.?", self._whole_month),
                 (rf"\b(?:(?i:({articles}))\s)?(\d{{1,2}})\.\s?(?=(?:{months})\b)", self._german_ordinal),
-                (rf"\b(?i:({articles}))\s(\d{{1,3}})\.\s(?=\w)", self._german_ordinal),
+                (r"\b(?i:(der|die|das|dem|den|des|am|zum|im|vom|beim))\s(\d{1,3})\.\s(?=\w)", self._german_ordinal),
                 (r"(?<![\d.,])(\d{1,2})\.(\d{2})\sUhr\b", self._time),
                 (r"(?<![\d.,])1(?=\sUhr\b)", lambda m: "ein"),
             ]

@@ -99,6 +99,7 @@ def test_words_are_joined_where_espeak_joins_them(english: FrontEnd) -> None:
         ("one?! two...", "|?."),
         ("one… two — three", "|.,."),
         ('one (two) "three" four', "|,,,."),
+        ('(one) - "two"', "|,."),
         ("one\n\ntwo\nthree", "|.|."),
         ("¿one? ¡two!", "|?!"),
         ("one, two,", "|,,"),

@@ -51,6 +51,7 @@ GERMAN = {
     "am 17.05.2024, 20 Mio. Euro, 3.5, usw. Dann":
         "am siebzehnten Mai zweitausendvierundzwanzig, zwanzig Millionen Euro, drei Punkt fünf, und so weiter. Dann",
     "um 2.30 Uhr, um 1 Uhr, um 1:00": "um zwei Uhr dreißig, um ein Uhr, um ein Uhr",
+    "von 10 bis 20. Dann bis 3. Mai": "von zehn bis zwanzig. Dann bis dritten Mai",
     "Es war 1984. Dann kam -5 °C.": "Es war neunzehnhundertvierundachtzig. Dann kam minus fünf Grad Celsius.",
 }  # fmt: skip
 FRENCH = {
