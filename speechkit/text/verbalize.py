@@ -81,7 +81,7 @@ def _is_silent(char: str) -> bool:
 
 
 def _has_numbers(text: str) -> bool:
-    return re.search("[\\d\u00bd\u00bc\u00be]|[IVX](?![a-z])", text) is not None
+    return re.search("[\\d\u00bd\u00bc\u00be]|\\b(?!I\\b)[IVX]+e?\\b", text) is not None
 
 
 @cache

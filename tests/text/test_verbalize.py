@@ -118,6 +118,10 @@ def test_without_num2words_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert verbalize("3. Mai", "de") == "3. Mai"
+        module._warn_of_digits.cache_clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert verbalize("I see, MIX I", "en") == "I see, MIX I"
     finally:
         module._reader.cache_clear()
         module._warn_of_digits.cache_clear()
