@@ -7,7 +7,9 @@ With p(u, y) the share of frames that have unit u and phone y:
 - PNMI: I(u; y) / H(y), the share of the uncertainty about the phone that the unit takes away.
 
 Phone purity and PNMI rise with the number of units and cluster purity falls, so that figures are comparable at equal numbers of
-units only. A unit of its own for every frame has phone purity 1.
+units only. A unit of its own for every frame has phone purity 1. With few frames all are too high: units that know nothing
+about the phones still share about (U - 1) (Y - 1) / (2 N) nats with them (Miller 1955, "Note on the bias of information
+estimates"), so let N be many times U Y.
 
 Source: Hsu et al. 2021, "HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden Units", section
 IV-F.

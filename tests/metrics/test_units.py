@@ -42,6 +42,13 @@ def test_units_of_chance_share_nothing() -> None:
     assert quality.cluster_purity == pytest.approx(0.5)
 
 
+def test_few_frames_seem_to_share_what_the_docstring_says() -> None:
+    rng = np.random.default_rng(0)
+    units, phones = rng.integers(0, 40, 20000), rng.integers(0, 20, 20000)
+    expected = 39 * 19 / (2 * 20000) / math.log(20)
+    assert purity(units, phones).pnmi == pytest.approx(expected, rel=0.1)
+
+
 @settings(max_examples=50, deadline=None)
 @given(pairs=st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abcd")), max_size=40), names=st.permutations(range(6)))
 def test_sequences_and_tables_agree_and_names_do_not_matter(pairs: list[tuple[int, str]], names: list[int]) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor, nn
 
+import speechkit
 from speechkit.audio.features import LogMel
+from speechkit.data.corpora.demo import prepare_demo
+from speechkit.data.manifest import read_manifest
+from speechkit.metrics.units import phones_at, purity
 from speechkit.models.codec.kmeans import KMeansQuantizer
 from speechkit.models.codec.semantic import SemanticTokenizer
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.quantizers import FiniteScalarQuantizer, ResidualVectorQuantizer, VectorQuantizer
+from speechkit.types import Utterance
 
 FEATURES = LogMel(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, num_mels=16)
 LENS = [4000, 1500, 3000, 1, 0]
@@ -179,6 +186,32 @@ def test_saving_and_loading(kind: str, tmp_path: Path) -> None:
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="is damaged"):
         loaded.load(path)
+
+
+def test_units_of_a_shipped_recogniser_agree_with_phones(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader")
+    prepare_demo(tmp_path, num_train=40, num_dev=0, num_test=15, num_text=1, num_workers=1)
+    spoken = {split: list(read_manifest(tmp_path / f"{split}.jsonl")) for split in ("train", "test")}
+    recognizer = speechkit.load("demo-ctc", device="cpu")
+    quantizer = KMeansQuantizer(dim=128, num_codes=64)
+    parts = {"features": recognizer.features, "encoder": recognizer.model.encoder}
+    tokenizer = SemanticTokenizer(**parts, layer=2, quantizer=quantizer)
+
+    def wave(utterance: Utterance) -> tuple[Tensor, Tensor]:
+        wave_N = torch.from_numpy(soundfile.read(utterance.audio_path, dtype="float32")[0])
+        return wave_N[None], torch.tensor([len(wave_N)])
+
+    tokenizer.fit(map(wave, spoken["train"]))
+    units, phones = [], []
+    for utterance in spoken["test"]:
+        [ids_T], [length] = tokenizer(*wave(utterance))
+        units.append(ids_T[:length].numpy())
+        phones.append(phones_at(utterance.extra["phonemes"], np.arange(int(length)) * tokenizer.frame_shift))
+    quality = purity(np.concatenate(units), np.concatenate(phones))
+    assert quality.phone_purity > 0.45, "of voices and sentences that the codebook never met"
+    shuffled = purity(np.random.default_rng(0).permutation(np.concatenate(units)), np.concatenate(phones))
+    assert shuffled.phone_purity < 0.6 * quality.phone_purity
+    assert shuffled.pnmi < 0.6 * quality.pnmi
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -49,9 +49,10 @@ class SemanticTokenizer(nn.Module):
         encoder: of the same recogniser, as `speechkit.nn.conformer.ConformerEncoder`: maps features to (x_BTD, x_lens_B), with
             `layers`, `output_dim` and `subsampling_factor`. It is copied, and the copy cut behind `layer`. Predictions that a
             self-conditioned model feeds back between layers are not.
-        layer: whose output is taken, counted from 1; about two thirds of the depth is a good choice.
-        quantizer: one codebook for frames of `output_dim` channels: `KMeansQuantizer`, or `VectorQuantizer` or
-            `FiniteScalarQuantizer` of `speechkit.nn.quantizers`.
+        layer: whose output is taken, counted from 1: two thirds of the depth in MaskGCT. `speechkit.metrics.units` tells which is
+            best; of small recognisers that were trained on letters the first layers are nearest to phones.
+        quantizer: one codebook for frames of `output_dim` channels: `KMeansQuantizer`, which compares all of them and is nearest
+            to phones, or `VectorQuantizer` or `FiniteScalarQuantizer` of `speechkit.nn.quantizers`, which compare a few.
 
     Attributes:
         sample_rate: that the waveforms must have, Hz.
