@@ -272,16 +272,17 @@ def test_losses_fall_on_a_toy_set(name: str) -> None:
         examples.append(example(str(row), 0, 0) | {"phones": phones, "durations": durations, "mel": 2.0 * mel})
     model, inputs = TOY[name](), collate(examples)
     model.mel_norm.fit([inputs[:2]])
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     before = model.eval().loss(*inputs)
     model.train()
-    for _ in range(80):
+    for _ in range(50):
         optimizer.zero_grad()
         model.loss(*inputs).loss.backward()
         optimizer.step()
     after = model.eval().loss(*inputs)
     for part in set(before.parts) - {"infeasible", "prior"}:
         assert after.parts[part] < 0.5 * before.parts[part], (part, before.parts, after.parts)
+    assert after.parts["flow"] < 1.0, "no velocity at all errs by 2"
     if "prior" in before.parts:
         assert after.parts["prior"] < before.parts["prior"] - 0.3
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from speechkit.kernels.attention import Visibility
-from speechkit.models.flow.layers import FrameConv
 from speechkit.nn.adaptive_norm import AdaptiveNorm, zero_linear
 from speechkit.nn.attention import PositionTable, SelfAttention, position_table
 from speechkit.nn.dropout import Dropout
+from speechkit.nn.frame_conv import FrameConv
 from speechkit.nn.masks import hide_padding, padding_mask
 from speechkit.nn.time_embedding import TimeEmbedding
 

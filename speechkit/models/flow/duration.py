@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from speechkit.models.flow.layers import FrameConv
 from speechkit.nn.dropout import Dropout
+from speechkit.nn.frame_conv import FrameConv
 from speechkit.nn.length_regulator import MAX_DURATION
 from speechkit.nn.masks import padding_mask, valid_mask
 

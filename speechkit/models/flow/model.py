@@ -218,8 +218,9 @@ class F5Model(nn.Module):
     """A Transformer over frames that fills in what is missing of speech, from the rest of it and from its text.
 
     Text reaches it frame by frame. With `text_upsampling` "filler" phone p stands at frame p and a filler at all frames after the
-    last phone, as published: the network finds out what belongs where, which takes 100,000 steps and more. With "average" the
-    phones are spread evenly over the frames. With "durations" they stand where they are spoken: the quickest to learn.
+    last phone, as published: the network finds out what belongs where, which takes 100,000 steps and more; phones for which there
+    is no frame it never sees. With "average" the phones are spread evenly over the frames. With "durations" they stand where they
+    are spoken: the quickest to learn.
 
     Args:
         vocab_size: V, phone ids with 0 for padding.

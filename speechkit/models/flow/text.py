@@ -13,10 +13,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from speechkit.models.flow.layers import FrameConv, TransformerLayer, silence
+from speechkit.models.flow.layers import TransformerLayer
 from speechkit.nn.attention import position_table
 from speechkit.nn.convnext import ConvNextBlock
 from speechkit.nn.dropout import Dropout
+from speechkit.nn.frame_conv import FrameConv, silence
 from speechkit.nn.masks import hide_padding, padding_mask
 from speechkit.nn.positional import sinusoids
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from speechkit.kernels.attention import Visibility
-from speechkit.models.flow.layers import FrameConv, TransformerLayer, silence
+from speechkit.models.flow.layers import TransformerLayer
+from speechkit.nn.frame_conv import FrameConv, silence
 from speechkit.nn.masks import hide_padding, padding_mask
 from speechkit.nn.time_embedding import TimeEmbedding
 
