@@ -161,6 +161,7 @@ def load_recognizer(
         window_seconds=config.get("window_seconds", 30.0),
         merge_seconds=config.get("merge_seconds"),
         load_named=_load_named,
+        normalizer=config.get("normalizer", "none"),
     )
 
 

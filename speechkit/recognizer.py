@@ -72,6 +72,7 @@ class Recognizer:
         merge_seconds: speech regions with short pauses between them are given together up to this length: the usual
             length of a training utterance. None for half of `window_seconds`.
         load_named: decode options with the models loaded that they name by folders; None where they never do.
+        normalizer: name of the text normaliser that the transcripts of training went through.
     """
 
     def __init__(
@@ -87,13 +88,14 @@ class Recognizer:
         window_seconds: Seconds = 30.0,
         merge_seconds: Seconds | None = None,
         load_named: Callable[[Any, Recognizer], Any] | None = None,
+        normalizer: str = "none",
     ) -> None:
         self.features: Any = features.eval()
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.infer, self._load_named = infer, load_named
         self.options = options
-        self.languages, self.name = tuple(languages), name
+        self.languages, self.name, self.normalizer = tuple(languages), name, normalizer
         self.window_seconds = window_seconds
         self.merge_seconds = window_seconds / 2 if merge_seconds is None else merge_seconds
         self.context_seconds = min(2.0, window_seconds / 6)
@@ -126,6 +128,16 @@ class Recognizer:
     def dtype(self) -> torch.dtype:
         """Floating-point type that the model computes in."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def labels_frames(self) -> bool:
+        """Whether the family's output are labels of frames, as those of `frame_log_probs`."""
+        return self._decode_log_probs is not None
+
+    @property
+    def label_shift(self) -> Seconds:
+        """Seconds from one labelled frame to the next."""
+        return float(self.features.frame_shift) * int(self.model.subsampling_factor)
 
     def num_parameters(self) -> int:
         """Number of trainable and fixed parameters."""
@@ -222,6 +234,34 @@ class Recognizer:
         )
         synchronize()
         return hypotheses, time.perf_counter() - started
+
+    @torch.inference_mode()
+    def frame_log_probs(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
+        """Log-probabilities of the labels at each frame, of whole recordings; long ones in windows, as in `transcribe`.
+
+        Args:
+            waves: samples of one channel at the model's rate, float32, shape (N,) each; decoded together.
+
+        Returns:
+            Of each recording, on the model's device, shape (T, V); frame t is centred on second t * `label_shift`.
+
+        Raises:
+            ValueError: the family does not label frames.
+        """
+        if not self.labels_frames:
+            raise ValueError(f"{self.name or 'this model'} does not label frames; families that do: ctc, owsm_ctc")
+        feats = [self._encode(Region(number, 0.0, wave_N)) for number, wave_N in enumerate(waves)]
+        places = [self._windows(feats_TF) for feats_TF in feats]
+        windows = [
+            _Window(number, place, feats[number][place.start : place.end], len(own) > 1)
+            for number, own in enumerate(places)
+            for place in own
+        ]
+        step = max(len(waves), 1)
+        outputs = [o for i in range(0, len(windows), step) for o in self._outputs(windows[i : i + step], self.options)]
+        prefix, found = getattr(self.model, "num_prefix_frames", 0), iter(outputs)
+        none_TV = torch.zeros(0, self.tokenizer.vocab_size, device=self.device)
+        return [stitch([next(found) for _ in own], own, prefix=prefix)[prefix:] if own else none_TV for own in places]
 
     def speech_regions(self, audio: Any, *, sample_rate: int | None = None) -> list[tuple[Seconds, Seconds]]:
         """Where a recording is spoken in, as `transcribe` takes it apart; a short one is one stretch.

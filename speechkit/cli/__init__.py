@@ -7,7 +7,7 @@ import json
 import click
 
 from speechkit import __version__
-from speechkit.cli import data, speech, voice
+from speechkit.cli import align, data, speech, voice
 from speechkit.cli.run import recipe_command, script_command
 
 
@@ -19,6 +19,7 @@ def main() -> None:
 
 main.add_command(speech.transcribe)
 main.add_command(voice.synthesize)
+main.add_command(align.align)
 for command in (data.prepare, data.download, data.validate, data.index, data.shard, data.bins, data.lm):
     main.add_command(command)
 main.add_command(

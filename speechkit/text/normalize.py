@@ -10,6 +10,9 @@ each has a version, raised with every change in its output, and an `id` that sco
 - `whisper_en`: Whisper's English normaliser (Radford et al. 2022, appendix C) from the package whisper-normalizer:
   numbers to digits, contractions, titles and British spellings expanded, fillers dropped. Its version names the
   package's.
+- `phones_<language>` ("phones_en", "phones_pt_br"): the sounds of `speechkit.text.frontend` without stress, words set apart
+  by "|": what a recogniser of phones learns, and `PhonemeTokenizer` encodes. Its version names the front end's and what it
+  reads with.
 """
 
 from __future__ import annotations
@@ -18,10 +21,14 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+
+from speechkit.text.frontend import VERSION, FrontEnd
+from speechkit.text.phonemes import WORD_BOUNDARY, is_boundary
 
 _APOSTROPHES = re.compile("[\u2018\u2019\u02bc\uff07\u0060\u00b4]")
 _APOSTROPHE_IN_WORD = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
+_PHONES = "phones_"
 _KEPT_APOSTROPHE = "\ue000"  # private use: stands in for an apostrophe while punctuation goes
 
 
@@ -73,6 +80,17 @@ def _whisper_en() -> Normalizer:
     return Normalizer("whisper_en", f"1+whisper-normalizer-{version('whisper-normalizer')}", EnglishTextNormalizer())
 
 
+def _phones(lang: str) -> Normalizer:
+    frontend = FrontEnd(lang=lang.replace("_", "-"), stress=False)
+    version = f"{VERSION}+{frontend.settings()['backend']}"
+    return Normalizer(f"{_PHONES}{lang}", version, partial(_phone_text, frontend))
+
+
+def _phone_text(frontend: FrontEnd, text: str) -> str:
+    inner = frontend.phones(text)[1:-1]  # boundaries stand at both ends
+    return " ".join(WORD_BOUNDARY if is_boundary(symbol) else symbol for symbol in inner)
+
+
 _FACTORIES: dict[str, Callable[[], Normalizer]] = {
     "none": lambda: Normalizer("none", "1", _none),
     "basic": lambda: Normalizer("basic", "1", _basic),
@@ -87,17 +105,20 @@ def get_normalizer(name: str) -> Normalizer:
     """The normaliser of a name.
 
     Args:
-        name: one of `NORMALIZER_NAMES`, or such a name with a version ("basic-1", or a whole `id`), which must then be
-            the one installed.
+        name: one of `NORMALIZER_NAMES`, "phones_" and a language, or such a name with a version ("basic-1", or a whole
+            `id`), which must then be the one installed.
 
     Raises:
         ValueError: the name is unknown, or the version asked for is not the one installed.
         ImportError: an optional package is missing.
     """
     base, _, version = name.partition("-")
-    if base not in _FACTORIES:
-        raise ValueError(f"normalizer: {name!r} is unknown; use one of: {', '.join(NORMALIZER_NAMES)}")
-    normalizer = _FACTORIES[base]()
+    if base.startswith(_PHONES):
+        normalizer = _phones(base.removeprefix(_PHONES))
+    elif base in _FACTORIES:
+        normalizer = _FACTORIES[base]()
+    else:
+        raise ValueError(f"normalizer: {name!r} is unknown; use one of: {', '.join(NORMALIZER_NAMES)}, phones_<language>")
     if version and version not in (normalizer.version, normalizer.version.partition("+")[0]):
         raise ValueError(f"normalizer: {name!r} was asked for, but {normalizer.id!r} is installed")
     return normalizer
