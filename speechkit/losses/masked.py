@@ -13,7 +13,7 @@ decoding uses.
 All choices are functions of uniform numbers, a column of them for each choice: torch's own in training, those of the utterance
 in evaluation, which depend on neither batch mates nor padding.
 
-Shape legend: B batch, T frames, V vocab, R = NUM_ROW_DRAWS + T uniform numbers of a row.
+Shape legend: B batch, T frames, V vocab, R = NUM_ROW_DRAWS + T uniform numbers of a row, N bands.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ class MaskDraw(NamedTuple):
     masked_BT: Tensor
     prompt_lens_B: Tensor
     dropped_B: Tensor
+
+    @property
+    def prompted_B(self) -> Tensor:
+        """Rows that have a prompt, bool, shape (B,)."""
+        return self.prompt_lens_B > 0
 
 
 class MaskedLoss(NamedTuple):
@@ -170,13 +175,11 @@ def masked_token_loss(
     """
     out = smoothed_cross_entropy(logits_BTV, targets_BT, masked_BT, smoothing=smoothing)
     correct_B = ((logits_BTV.detach().argmax(2) == targets_BT) & masked_BT).sum(1)
-    accuracy, masked_B = {"all": out.accuracy}, masked_BT.sum(1)
-    for name, (low, high) in BANDS.items():
-        rows_B = (rate_B >= low) & (rate_B < high)
-        total = (masked_B * rows_B).sum()
-        if total > 0:
-            accuracy[name] = (correct_B * rows_B).sum() / total
-    return MaskedLoss(out.loss, out.num_targets, accuracy)
+    rows_NB = torch.stack([(rate_B >= low) & (rate_B < high) for low, high in BANDS.values()])
+    totals_N = (masked_BT.sum(1) * rows_NB).sum(1)
+    shares_N = (correct_B * rows_NB).sum(1) / totals_N.clamp(min=1)
+    found = {name: share for name, share, total in zip(BANDS, shares_N, totals_N.tolist()) if total}
+    return MaskedLoss(out.loss, out.num_targets, {"all": out.accuracy, **found})
 
 
 def finish_loss(final_BT: Tensor, logits_BTV: Tensor, targets_BT: Tensor, masked_BT: Tensor) -> Tensor:

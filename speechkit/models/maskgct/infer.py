@@ -18,7 +18,7 @@ from torch import Tensor
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.losses.flow_matching import utterance_noise
 from speechkit.models.maskgct.durations import places_in_text
-from speechkit.models.maskgct.layers import FinishFilter
+from speechkit.models.maskgct.layers import UNKNOWN, FinishFilter
 from speechkit.models.maskgct.model import MaskGctModel, SpokenTokens
 from speechkit.models.maskgct.rows import join_rows, take_rows
 from speechkit.models.maskgct.semantic_to_acoustic import Content, SemanticToAcoustic, unknown_tokens
@@ -103,7 +103,8 @@ def infer(
 ) -> TtsOutput:
     """Speaks.
 
-    A prompt whose phones are known is heard by both networks; one without, by that of the acoustic tokens alone.
+    A prompt takes the place of the speaker's number. One whose phones are known is heard by both networks; one without, by that
+    of the acoustic tokens alone.
 
     Args:
         model: in eval mode.
@@ -168,7 +169,8 @@ def _lengths(
     model: MaskGctModel, inputs: TtsInputs, prompt: _Prompt, options: MaskGctOptions
 ) -> tuple[Tensor, Tensor]:
     """Semantic tokens of each phone, to be scaled to the length of the row, (B, P), and semantic tokens of each row (B,)."""
-    log_durations_BP = model.durations(inputs.phones_BP, inputs.phone_lens_B, inputs.speakers_B, inputs.languages_B)
+    speakers_B = inputs.speakers_B.masked_fill(prompt.phone_lens_B > 0, UNKNOWN)
+    log_durations_BP = model.durations(inputs.phones_BP, inputs.phone_lens_B, speakers_B, inputs.languages_B)
     durations_BP = log_durations_BP.double().expm1()
     predicted_B = durations_BP.sum(1)
     by_rate_B = prompt.tokens.semantic_lens_B / prompt.phone_lens_B.clamp(min=1).double() * inputs.phone_lens_B
@@ -189,7 +191,7 @@ def _semantic_tokens(
     valid_BT = valid_mask(lens_B, num_tokens)
     before_B = prompt.tokens.semantic_lens_B.masked_fill(prompt.phone_lens_B == 0, 0)  # the network hears what it can read
     phones_BP, phone_lens_B = join_rows(prompt.phones_BP, prompt.phone_lens_B, inputs.phones_BP, inputs.phone_lens_B)
-    given = Text(phones_BP, phone_lens_B, inputs.speakers_B, inputs.languages_B)
+    given = Text(phones_BP, phone_lens_B, inputs.speakers_B, inputs.languages_B).unnamed(prompt.phone_lens_B > 0)
     nothing = given.without(torch.ones_like(lens_B, dtype=torch.bool))
     if network.alignment == "durations":
         spread_BP = (before_B / prompt.phone_lens_B.clamp(min=1))[:, None].expand(prompt.phones_BP.shape).double()
@@ -236,6 +238,7 @@ def _acoustic_tokens(
     num_frames = int(frames_B.max()) if len(frames_B) else 0
     said_BT, said_lens_B = join_rows(prompt.tokens.semantic_BT, prompt.tokens.semantic_lens_B, semantic_BT, lens_B)
     given = Content(said_BT, said_lens_B, inputs.speakers_B, inputs.languages_B)
+    given = given.unnamed(prompt.tokens.semantic_lens_B > 0)
     nothing = given._replace(semantic_BT=semantic_BT, semantic_lens_B=lens_B).without(torch.ones_like(lens_B, dtype=torch.bool))
     acoustic_BAQ = semantic_BT.new_zeros(len(frames_B), num_frames, model.codec.num_codebooks)
     for codebook in range(model.codec.num_codebooks):
@@ -295,7 +298,7 @@ def _prediction(x_BTC: Tensor, logits_BTV: Tensor, finish: FinishFilter | None) 
 
 
 def _noise(ids: Sequence[str], lens_B: Tensor, num_frames: int, seed: int, *, stage: int) -> Noise:
-    """Standard Gumbel noise of each utterance, by step; 0.37 past a row's length."""
+    """Standard Gumbel noise of each utterance, by step: its normal noise, each number taken to the same quantile."""
 
     def draw(step: int, num_channels: int) -> Tensor:
         number = stage * _DRAWS_PER_STAGE + step

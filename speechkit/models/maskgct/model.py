@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from speechkit.models.maskgct.durations import DurationPredictor, duration_loss
-from speechkit.models.maskgct.layers import MaskedTransformer
+from speechkit.models.maskgct.layers import UNKNOWN, MaskedTransformer
 from speechkit.models.maskgct.semantic_to_acoustic import SemanticToAcoustic
 from speechkit.models.maskgct.text_to_semantic import TextAlignment, TextToSemantic
 from speechkit.models.maskgct.tokens import AcousticCodec, MaskGctBatch, SemanticTokens
@@ -174,12 +174,14 @@ class MaskGctModel(nn.Module):
         Raises:
             ValueError: durations are needed and not there.
         """
-        outputs = [self.text_to_semantic.loss(batch), self.semantic_to_acoustic.loss(batch)]
+        draw = self.text_to_semantic.draw(batch)
+        outputs = [self.text_to_semantic.loss(batch, draw), self.semantic_to_acoustic.loss(batch)]
         parts = {name: value for output in outputs for name, value in output.parts.items()}
         if self.coarse is not None:
             outputs.append(self.coarse.loss(batch))
             parts |= {f"coarse_{name}": value for name, value in outputs[-1].parts.items()}
-        log_durations_BP = self.durations(batch.phones_BP, batch.phone_lens_B, batch.speakers_B, batch.languages_B)
+        speakers_B = batch.speakers_B.masked_fill(draw.prompted_B, UNKNOWN)
+        log_durations_BP = self.durations(batch.phones_BP, batch.phone_lens_B, speakers_B, batch.languages_B)
         duration = duration_loss(log_durations_BP, batch.phone_lens_B, batch.semantic_lens_B, batch.durations_BP)
         parts["duration"] = duration.detach()
         loss = torch.stack([output.loss for output in outputs]).sum() + duration

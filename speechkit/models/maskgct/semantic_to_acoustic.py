@@ -47,6 +47,10 @@ class Content(NamedTuple):
     speakers_B: Tensor
     languages_B: Tensor
 
+    def unnamed(self, rows_B: Tensor) -> Content:
+        """The same, the speakers of marked rows not told."""
+        return self._replace(speakers_B=self.speakers_B.masked_fill(rows_B, UNKNOWN))
+
     def without(self, dropped_B: Tensor) -> Content:
         """The same, marked rows not conditioned on a voice; what they say stays, as in the paper."""
         return self._replace(
@@ -57,6 +61,8 @@ class Content(NamedTuple):
 
 class SemanticToAcoustic(nn.Module):
     """Scores of hidden acoustic tokens of one codebook.
+
+    Rows without a prompt are told the number of the speaker, whose place a prompt takes.
 
     Args:
         backbone: the Transformer.
@@ -134,7 +140,8 @@ class SemanticToAcoustic(nn.Module):
         open_BA = valid_BA & ~valid_mask(draw.prompt_lens_B, num_frames)
         unknown_BAQ = unknown_tokens(draw.masked_BT, open_BA, codebooks_B, self.num_codebooks)
         content = Content(batch.semantic_BT, batch.semantic_lens_B, batch.speakers_B, batch.languages_B)
-        x_BAD = self.hidden(acoustic_BAQ, unknown_BAQ, lens_B, draw.t_B, codebooks_B, content.without(draw.dropped_B))
+        content = content.unnamed(draw.prompted_B).without(draw.dropped_B)
+        x_BAD = self.hidden(acoustic_BAQ, unknown_BAQ, lens_B, draw.t_B, codebooks_B, content)
         logits_BAC = self.logits(x_BAD, codebooks_B)
         targets_BA = acoustic_BAQ.gather(2, codebooks_B[:, None, None].expand(-1, num_frames, 1))[..., 0]
         out = masked_token_loss(logits_BAC, targets_BA, draw.masked_BT, draw.rate_B, smoothing=self.label_smoothing)

@@ -52,6 +52,10 @@ class Text(NamedTuple):
     languages_B: Tensor
     places_BT: Tensor | None = None
 
+    def unnamed(self, rows_B: Tensor) -> Text:
+        """The same, the speakers of marked rows not told."""
+        return self._replace(speakers_B=self.speakers_B.masked_fill(rows_B, UNKNOWN))
+
     def without(self, dropped_B: Tensor) -> Text:
         """The same, marked rows not conditioned on anything."""
         return self._replace(
@@ -64,7 +68,8 @@ class Text(NamedTuple):
 class TextToSemantic(nn.Module):
     """Scores of hidden semantic tokens.
 
-    Differences from the paper: rows are conditioned on phones without a prompt too; places in the text (below).
+    Differences from the paper: rows are conditioned on phones without a prompt too, and then on the number of the speaker, whose
+    place a prompt takes; places in the text (below).
 
     Args:
         backbone: the Transformer.
@@ -134,7 +139,8 @@ class TextToSemantic(nn.Module):
         text = Text(batch.phones_BP, batch.phone_lens_B, batch.speakers_B, batch.languages_B, self._places(batch))
         masked_BT = draw.masked_BT
         tokens_BT = batch.semantic_BT.masked_fill(~valid_mask(lens_B, num_tokens), 0)
-        x_BTD = self.hidden(tokens_BT, masked_BT, lens_B, draw.t_B, text.without(draw.dropped_B))
+        text = text.unnamed(draw.prompted_B).without(draw.dropped_B)
+        x_BTD = self.hidden(tokens_BT, masked_BT, lens_B, draw.t_B, text)
         logits_BTS = self.head(x_BTD)
         out = masked_token_loss(logits_BTS, tokens_BT, masked_BT, draw.rate_B, smoothing=self.label_smoothing)
         loss, parts = out.loss, {"semantic": out.loss.detach(), "semantic_accuracy": out.accuracy.pop("all")}
