@@ -64,14 +64,21 @@ def backbone(**sizes: Any) -> MaskedTransformer:
     return MaskedTransformer(**{"dim": 32, "num_layers": 2, "num_heads": 2, "ff_dim": 48, "dropout": 0.0, **sizes})
 
 
-def build(*, seed: int = 0, coarse: bool = False, awake: bool = True, dim: int = 32, **settings: Any) -> MaskGctModel:
+def build(
+    *,
+    seed: int = 0,
+    coarse: bool = False,
+    awake: bool = True,
+    dim: int = 32,
+    tokenisers: dict[str, nn.Module] | None = None,
+    **settings: Any,
+) -> MaskGctModel:
     """In training mode; `awake` gives weight to what begins at 0, the layers that read the time."""
     torch.manual_seed(seed)
     model = MaskGctModel(
         vocab_size=VOCAB,
         num_mels=MELS,
-        semantic=LoudnessTokens(),
-        codec=BandCodec(),
+        **({"semantic": LoudnessTokens(), "codec": BandCodec()} if tokenisers is None else tokenisers),
         text_backbone=backbone(dim=dim),
         acoustic_backbone=backbone(dim=dim),
         coarse_backbone=backbone(num_layers=1, dim=dim) if coarse else None,

@@ -1,15 +1,37 @@
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from speechkit.audio.features import LogMel
 from speechkit.audio.spectrogram import MelSpectrogram
+from speechkit.models.codec.kmeans import KMeansQuantizer
+from speechkit.models.codec.model import CodecModel
+from speechkit.models.codec.semantic import SemanticTokenizer
 from speechkit.models.maskgct import infer as module
 from speechkit.models.maskgct.infer import MaskGctOptions, infer
+from speechkit.nn.conformer import ConformerEncoder
+from speechkit.nn.istft_head import IstftHead
+from speechkit.nn.quantizers import ResidualVectorQuantizer
 from speechkit.types import TtsInputs, TtsOutput
-from tests.models.maskgct_parts import CODES, MEL, MELS, RATIO, STRIDE, build, inputs_of, select, token_batch
+from tests.models.maskgct_parts import (
+    CODES,
+    MEL,
+    MELS,
+    RATIO,
+    SEMANTIC,
+    STRIDE,
+    build,
+    inputs_of,
+    select,
+    token_batch,
+    wave_batch,
+)
 
 TOKEN = RATIO * STRIDE  # mel frames of a semantic token
 FAST: dict[str, Any] = {"num_steps": 4, "acoustic_steps": (3, 2, 1), "top_share": 1.0}
@@ -148,6 +170,39 @@ def test_a_model_that_knows_its_text_by_heart_says_it() -> None:
     assert out.mel_lens_B.tolist() == [6 * TOKEN, 4 * TOKEN]
     expected = model.codec.decode(batch.acoustic_BAQ, batch.acoustic_lens_B)
     assert torch.equal(out.mel_BTF, expected.mel_BTF)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_our_own_tokenisers_fit(head: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    features = LogMel(sample_rate=16000, num_mels=MELS)
+    encoder = ConformerEncoder(input_dim=MELS, dim=16, num_layers=2, num_heads=2, ff_dim=32, kernel_size=5, conv_norm="layer")
+    means = KMeansQuantizer(dim=16, num_codes=SEMANTIC)
+    semantic = SemanticTokenizer(features=features, encoder=encoder, layer=1, quantizer=means)
+    codec = CodecModel(
+        num_mels=MELS,
+        quantizer=ResidualVectorQuantizer(dim=8, num_codebooks=3, num_codes=5, code_dim=4),
+        wave_head=IstftHead(dim=24, mel=MEL) if head else None,
+        dim=24,
+        intermediate_dim=32,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        stride=STRIDE,
+    )
+    batch = wave_batch([83, 40, 7])
+    semantic.fit([(batch.wave_BN, batch.wave_lens_B)])
+    tokenisers = {"semantic": semantic, "codec": codec}
+    model = build(tokenisers=tokenisers, alignment="durations")
+    out = model.loss(*MEL(batch.wave_BN, batch.wave_lens_B), batch)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    inputs = inputs_of([5, 3], prompts=[60, 0])
+    said = speak(model.eval(), inputs)
+    assert (said.wave_BN is not None) == head
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    other = build(seed=1, tokenisers=copy.deepcopy(tokenisers), alignment="durations").eval()
+    other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(speak(other, inputs).mel_BTF, said.mel_BTF), "all travels in the weights"
 
 
 def test_misuse_is_refused() -> None:
