@@ -28,6 +28,7 @@ from speechkit.data.corpora.demo_text import GRAMMAR_PATH, LANGUAGES, Sentence, 
 from speechkit.data.manifest import read_manifest
 from speechkit.data.parallel import available_cpus, progress_bar
 from speechkit.data.splits import SPLITS, PreparedCorpus, write_splits
+from speechkit.text import espeak
 from speechkit.text.espeak import SpokenUtterance, TimedSymbol, speak
 from speechkit.types import Seconds, Utterance
 
@@ -168,7 +169,7 @@ def _check(languages: list[str], sizes: dict[str, int], voices: str, audio_forma
 def _fingerprint() -> str:
     """Hash of the grammar, the voice pools and the code that speaks them."""
     digest = hashlib.sha256()
-    for path in (GRAMMAR_PATH, VOICES_PATH, GRAMMAR_PATH.with_name("demo_text.py"), Path(__file__)):
+    for path in (GRAMMAR_PATH, VOICES_PATH, GRAMMAR_PATH.with_name("demo_text.py"), Path(__file__), Path(espeak.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
