@@ -10,7 +10,8 @@ Two ways, with one result:
 
 CTC labels a sound where it is surest of it and leaves the other frames blank. Between two sounds of a word the border
 therefore lies halfway. Between two words, and at both ends, silence belongs to the boundary that the front end put there, and
-what is not silent to the sounds at either side.
+what is not silent to the sounds at either side. Models that see the whole utterance also tend to label its first sounds at
+once, before they are spoken: in silence of a tenth of a second or more, blank alone is allowed.
 
 Shape legend: B batch, N samples, T frames, V vocabulary, U tokens, P phones, F mel bins.
 """
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speechkit.audio.silence import Silence
 from speechkit.search.ctc_align import Alignment, ctc_align
 from speechkit.text.normalize import get_normalizer
 from speechkit.text.phonemes import is_boundary, strip_stress
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
     from speechkit.synthesizer import Synthesizer
 
 SILENCE_DB = -60.0  # peak level in dB of full scale below which a recording is silent
-_LEVEL_SHIFT: Seconds = 0.01
-_BELOW_PEAK_DB, _ABOVE_FLOOR_DB, _LEAST_RANGE_DB = 35.0, 6.0, 20.0  # what counts as a silent frame
 _MIN_PAUSE: Seconds = 0.05  # shorter silence is part of a sound: plosives are closed that long
+_SURE_PAUSE: Seconds = 0.1  # longer silence holds no sound
+_NO_SOUND = 50.0  # by which log-probabilities of sounds are lowered there; finite, so that there is a path in any case
 _REACH: Seconds = 0.15  # a sound goes on no longer than this beyond the frames that it was heard in
 _DIGITS = 4  # of times
 
@@ -168,8 +170,9 @@ class CtcAligner:
         """
         results, tasks = _prepare(self._task, waves, texts, langs, self.sample_rate)
         rows_TV = self.recognizer.frame_log_probs([waves[task.row] for task in tasks])
-        for task, found, row_TV in zip(tasks, self._paths(rows_TV, tasks), rows_TV):
-            results[task.row] = self._result(task, found, len(row_TV), waves[task.row])
+        silences = [Silence(waves[task.row], self.sample_rate) for task in tasks]
+        for task, found, row_TV, silence in zip(tasks, self._paths(rows_TV, tasks, silences), rows_TV, silences):
+            results[task.row] = self._result(task, found, len(row_TV), silence)
         return results
 
     def _task(self, row: int, text: str, lang: str | None) -> _Task:
@@ -178,8 +181,7 @@ class CtcAligner:
             script = self._scribe.script(text, lang)
             return _Task(row, script, self._scribe.sound_ids(script.symbols), script.owners)
         tokenizer = self.recognizer.tokenizer
-        text = get_normalizer(self.recognizer.normalizer)(text)
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(get_normalizer(self.recognizer.normalizer)(text))
         spelt = tokenizer.split_words(ids)
         if not spelt:
             raise ValueError("the text is empty: nothing to align")
@@ -192,15 +194,23 @@ class CtcAligner:
             script = self._scribe.script(text, lang, words=script.words)
         return _Task(row, script, [ids[place] for place, _ in places], [word for _, word in places])
 
-    def _paths(self, rows_TV: Sequence[Tensor], tasks: Sequence[_Task]) -> list[Alignment | None]:
-        """The best path of each task; labels that stand for no sound count as blank."""
+    def _paths(
+        self, rows_TV: Sequence[Tensor], tasks: Sequence[_Task], silences: Sequence[Silence]
+    ) -> list[Alignment | None]:
+        """The best path of each task; labels that stand for no sound count as blank, and so does silence."""
         if not tasks:
             return []
         tokens = [torch.tensor(task.tokens, dtype=torch.long) for task in tasks]
         lens_B, token_lens_B = (torch.tensor([len(row) for row in rows]) for rows in (rows_TV, tokens))
         log_probs_BTV = nn.utils.rnn.pad_sequence(list(rows_TV), batch_first=True).float()
         silent = sorted({BLANK, *self._silent_ids()})
-        log_probs_BTV[..., BLANK] = log_probs_BTV[..., silent].logsumexp(dim=2)
+        blank_BT = log_probs_BTV[..., silent].logsumexp(dim=2)
+        silent_BT = torch.zeros_like(blank_BT, dtype=torch.bool)
+        for row, silence in enumerate(silences):
+            found_T = silence.frames(len(rows_TV[row]), self.recognizer.label_shift, least=_SURE_PAUSE)
+            silent_BT[row, : len(found_T)] = torch.from_numpy(found_T).to(silent_BT.device)
+        log_probs_BTV = torch.where(silent_BT[..., None], log_probs_BTV - _NO_SOUND, log_probs_BTV)
+        log_probs_BTV[..., BLANK] = blank_BT.masked_fill(silent_BT, 0.0)
         return ctc_align(log_probs_BTV, lens_B, nn.utils.rnn.pad_sequence(tokens, batch_first=True), token_lens_B, blank=BLANK)
 
     def _silent_ids(self) -> list[int]:
@@ -209,8 +219,8 @@ class CtcAligner:
         names = tokenizer.pieces(range(tokenizer.vocab_size))
         return [i for i, name in enumerate(names) if (is_boundary(name) if self.knows_phones else name == " ")]
 
-    def _result(self, task: _Task, found: Alignment | None, num_frames: int, wave_N: np.ndarray) -> UtteranceAlignment:
-        shift, duration = self.recognizer.label_shift, _seconds(wave_N, self.sample_rate)
+    def _result(self, task: _Task, found: Alignment | None, num_frames: int, silence: Silence) -> UtteranceAlignment:
+        shift, duration = self.recognizer.label_shift, round(silence.duration, _DIGITS)
         if found is None:
             return UtteranceAlignment(
                 duration,
@@ -221,7 +231,7 @@ class CtcAligner:
             (min(max((start - 0.5) * shift, 0.0), duration), min((end - 0.5) * shift, duration))
             for start, end in zip(found.start_frames, found.end_frames)
         ]
-        times = _borders(heard, task.token_words, _Silence(wave_N, self.sample_rate), duration)
+        times = _borders(heard, task.token_words, silence)
         scores = list(found.confidences)
         if not self.knows_phones:
             words = _words(task.script.words, task.token_words, times, scores)
@@ -352,36 +362,8 @@ class _Scribe:
         return self._read[word, lang]
 
 
-class _Silence:
-    """Where a recording is silent, in steps of 10 ms.
-
-    A step is silent that lies 35 dB below the loudest ones, or 6 dB above the quietest ones where noise fills the pauses; at
-    least 20 dB below the loudest in any case.
-    """
-
-    def __init__(self, wave_N: np.ndarray, sample_rate: int) -> None:
-        size = max(1, round(_LEVEL_SHIFT * sample_rate))
-        self._step = size / sample_rate
-        num_steps = -(-len(wave_N) // size)
-        squares = np.pad(np.square(wave_N, dtype=np.float64), (0, num_steps * size - len(wave_N))).reshape(num_steps, size)
-        level_T = 10.0 * np.log10(np.maximum(squares.mean(axis=1), 1e-12))
-        floor, peak = np.percentile(level_T, (5, 95))
-        self._silent_T = level_T < min(max(peak - _BELOW_PEAK_DB, floor + _ABOVE_FLOOR_DB), peak - _LEAST_RANGE_DB)
-
-    def longest(self, start: Seconds, end: Seconds) -> tuple[Seconds, Seconds] | None:
-        """The longest silence between two times; None where there is none of 50 ms."""
-        first, last = round(start / self._step), min(round(end / self._step), len(self._silent_T))
-        changes = np.diff(np.concatenate(([0], self._silent_T[first:last].astype(np.int8), [0])))
-        begins, ends = np.flatnonzero(changes == 1), np.flatnonzero(changes == -1)
-        if not len(begins):
-            return None
-        best = int(np.argmax(ends - begins))
-        found = (max(start, (first + begins[best]) * self._step), min(end, (first + ends[best]) * self._step))
-        return (float(found[0]), float(found[1])) if found[1] - found[0] > _MIN_PAUSE - 1e-9 else None
-
-
 def _borders(
-    heard: Sequence[tuple[Seconds, Seconds]], words: Sequence[int], silence: _Silence, duration: Seconds
+    heard: Sequence[tuple[Seconds, Seconds]], words: Sequence[int], silence: Silence
 ) -> list[tuple[Seconds, Seconds]]:
     """When tokens begin and end, from when they were heard and the word of each."""
     starts, ends = [start for start, _ in heard], [end for _, end in heard]
@@ -391,11 +373,11 @@ def _borders(
         if words[i - 1] == words[i]:
             ends[i - 1] = starts[i] = middle
             continue
-        pause = silence.longest(*gap) or (middle, middle)
+        pause = silence.longest(*gap, least=_MIN_PAUSE) or (middle, middle)
         ends[i - 1], starts[i] = min(pause[0], gap[0] + _REACH), max(pause[1], gap[1] - _REACH)
-    pause = silence.longest(0.0, starts[0]) or (0.0, 0.0)
+    pause = silence.longest(0.0, starts[0], least=_MIN_PAUSE) or (0.0, 0.0)
     starts[0] = max(pause[1], starts[0] - _REACH)
-    pause = silence.longest(ends[-1], duration) or (duration, duration)
+    pause = silence.longest(ends[-1], silence.duration, least=_MIN_PAUSE) or (silence.duration, silence.duration)
     ends[-1] = min(pause[0], ends[-1] + _REACH)
     return list(zip(starts, ends))
 

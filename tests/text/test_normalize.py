@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechkit.text import espeak
 from speechkit.text.normalize import NORMALIZER_NAMES, get_normalizer
 
 
@@ -66,3 +68,15 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     get_normalizer.cache_clear()
     with pytest.raises(ImportError, match=r"pip install \"speechkit\[train\]\""):
         get_normalizer("whisper_en")
+
+
+@pytest.mark.skipif(not espeak.available(), reason="espeakng-loader is not installed")
+def test_phones_are_what_a_phoneme_tokenizer_encodes() -> None:
+    normalizer = get_normalizer("phones_en")
+    assert normalizer("Good morning, how?") == "ɡ ʊ d | m ɔːɹ n ɪ ŋ | h aʊ"
+    assert normalizer("?!") == normalizer("") == ""
+    assert normalizer.id == "phones_en-1+espeak"
+    assert get_normalizer("phones_pt_br")("bom").split()[0] == "b"
+    assert pickle.loads(pickle.dumps(normalizer)).id == normalizer.id
+    with pytest.raises(ValueError, match="xx"):
+        get_normalizer("phones_xx")
