@@ -14,36 +14,10 @@ from torch.nn import functional
 from speechkit.kernels.attention import Visibility
 from speechkit.nn.attention import SelfAttention
 from speechkit.nn.dropout import Dropout
+from speechkit.nn.frame_conv import FrameConv
 from speechkit.nn.masks import hide_padding, padding_mask
 from speechkit.nn.norm import MaskedBatchNorm
 from speechkit.nn.positional import sinusoids
-
-
-class FrameConv(nn.Module):
-    """A convolution over time that keeps the length and reads zeros past a row's own.
-
-    Args:
-        in_dim: channels of the input.
-        out_dim: channels of the output.
-        kernel_size: frames under it, odd.
-    """
-
-    def __init__(self, *, in_dim: int, out_dim: int, kernel_size: int) -> None:
-        super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd, so that the convolution is centred")
-        self.kernel_size = kernel_size
-        self.conv: nn.Module = nn.Linear(in_dim, out_dim)
-        if kernel_size > 1:
-            self.conv = nn.Conv1d(in_dim, out_dim, kernel_size, padding=kernel_size // 2)
-
-    def forward(self, x_BTC: Tensor, valid_BT: Tensor | None) -> Tensor:
-        """Maps (B, T, C) to (B, T, C'); `valid_BT` marks the frames of each row, None for all."""
-        if self.kernel_size == 1:
-            return self.conv(x_BTC)
-        if valid_BT is not None:
-            x_BTC = x_BTC.masked_fill(~valid_BT[..., None], 0.0)
-        return self.conv(x_BTC.transpose(1, 2)).transpose(1, 2)
 
 
 class FeedForwardBlock(nn.Module):
