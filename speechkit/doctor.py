@@ -30,6 +30,8 @@ PARTS = (
     Part("tensorboard", "tensorboard", "train", "training curves"),
     Part("torchaudio", "torchaudio", "train", "parity checks and forced alignment baselines"),
     Part("espeakng_loader", "espeakng-loader", "demo", "the embedded demo corpus and phonemes"),
+    Part("num2words", "num2words", "tts", "numbers in words for synthesis"),
+    Part("matplotlib", "matplotlib", "tts", "pictures of synthesis"),
     Part("av", "av", "av", "reading M4A, MP4 and WebM"),
     Part("lhotse", "lhotse", "data", "reading lhotse cuts"),
     Part("datasets", "datasets", "data", "reading Hugging Face datasets"),

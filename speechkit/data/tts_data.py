@@ -23,6 +23,7 @@ from speechkit.data.prosody import ProsodyIndex, ProsodyStats, compile_prosody
 from speechkit.data.sampler import BucketBatchSampler
 from speechkit.data.speech_data import Manifests, name_manifests
 from speechkit.data.tts_dataset import Script, TtsDataset
+from speechkit.text.phonemes import is_boundary
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import Seconds, Utterance
 
@@ -235,7 +236,8 @@ class TtsData:
             )
         start, end = 0.0, utterance.duration
         if self.margin_seconds is not None:
-            start, end = max(start, timed[0].start - self.margin_seconds), min(end, timed[-1].end + self.margin_seconds)
+            sounds = [phone for phone in timed if not is_boundary(phone.symbol)] or timed
+            start, end = max(start, sounds[0].start - self.margin_seconds), min(end, sounds[-1].end + self.margin_seconds)
         boundaries = phone_boundaries(symbols, timed, start=start, end=end) - start
         cut = dataclasses.replace(utterance, start=utterance.start + start, duration=end - start)
         return cut, Script(text, phones_P, boundaries)

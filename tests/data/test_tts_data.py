@@ -120,6 +120,22 @@ def test_silence_has_the_usual_pitch_and_is_reported(tmp_path: Path) -> None:
         compile_prosody(utterances[1:], lambda _: np.zeros(16000, np.float32), tmp_path, mel=MEL)
 
 
+def test_known_pauses_are_cut_to_the_margin_too(tmp_path: Path) -> None:
+    from speechkit.data.manifest import read_manifest
+
+    rows = read_manifest(_corpus(tmp_path))
+    first = [rows[0].extra["phonemes"]]
+    (a, b, c, d) = first[0]
+    every = [["|", 0.0, a[1]], a, b, ["|", b[2], c[1]], c, d, [".", d[2], rows[0].duration]]
+    write_manifest(tmp_path / "every.jsonl", [dataclasses.replace(rows[0], extra={"phonemes": every}), *rows[1:]])
+    sounds, whole = (_data(tmp_path / name, tmp_path).train_dataset[0] for name in ("all.jsonl", "every.jsonl"))
+    assert sounds is not None
+    assert whole is not None
+    assert whole.durations_P is not None
+    np.testing.assert_array_equal(whole.durations_P, sounds.durations_P)
+    assert whole.durations_P[0] == 5
+
+
 def test_without_times(tmp_path: Path) -> None:
     manifest = _corpus(tmp_path, timed=False)
     batch = next(iter(_data(manifest, tmp_path, alignment=None, prosody=False).train_loader(rank=0, world_size=1)))
