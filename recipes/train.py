@@ -64,7 +64,8 @@ def train(cfg: DictConfig) -> float:
     quiet_lightning()
     pl.seed_everything(cfg.seed, verbose=False)
     job = PARTS[cfg.kind](cfg)
-    module = LitModule(
+    make_module = LitModule if cfg.get("adversarial") is None else build(cfg.adversarial)
+    module = make_module(
         **job.parts,
         optimizer=build(cfg.optim.optimizer),
         scheduler=build(cfg.optim.scheduler),
@@ -226,6 +227,7 @@ def export(
         "description": cfg.description,
         "metrics": dict(metrics),
     }
+    tokenizer = getattr(module, "tokenizer", None)
     card = model_card(
         kind=cfg.kind,
         name=cfg.name,
@@ -235,7 +237,7 @@ def export(
         facts={"description": cfg.description, "optimizer steps": f"{steps:,}", "torch": torch.__version__},
     )
     weights = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(("features.", "model."))}
-    save_pretrained(Path(cfg.job_dir) / "pretrained", config=config, state_dict=weights, tokenizer=module.tokenizer, card=card)
+    save_pretrained(Path(cfg.job_dir) / "pretrained", config=config, state_dict=weights, tokenizer=tokenizer, card=card)
 
 
 def recognizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:

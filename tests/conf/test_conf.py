@@ -24,6 +24,7 @@ GIVEN_LATER = {  # what recipes/train.py passes besides the configuration, where
     "model.encoder": {"input_dim"},
     "trainer": {"callbacks"},
     "decode": {"model", "feats_BTF", "feat_lens_B", "tokenizer", "inputs", "mel"},
+    "adversarial": {"model", "features", "optimizer", "scheduler"},
     "optim.optimizer": {"params"},
     "optim.scheduler": {"optimizer", "total_steps"},
 }

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import soundfile
+import torch
 from safetensors.torch import load_file
 
 from speechkit.data.corpora import prepare_corpus
+from speechkit.pretrained import load_vocoder
 from speechkit.text import espeak
 
 Run = Callable[[str, Sequence[str]], None]
@@ -26,6 +28,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "demo_matcha": {"encoder_dim": 16, "encoder_layers": 1, "encoder_ff_dim": 16, "decoder_dims": "[16,16]"},
     "demo_f5": {"dim": 32, "num_layers": 1, "num_heads": 1, "text_dim": 16, "text_layers": 1, "dropout": 0.1},
     "demo_codec": {"dim": 16, "intermediate_dim": 16, "num_encoder_layers": 1, "num_decoder_layers": 1},
+    "demo_vocos": {"generator.dim": 16, "generator.intermediate_dim": 16, "generator.num_layers": 1, "segment_frames": 16},
+    "demo_vocos_gan": {"generator.dim": 16, "generator.intermediate_dim": 16, "generator.num_layers": 1, "segment_frames": 16},
     "demo_maskgct": {
         "text_backbone.dim": 16, "text_backbone.num_layers": 1, "acoustic_backbone.dim": 16, "acoustic_backbone.num_layers": 1,
         "semantic.quantizer.num_codes": 8,
@@ -76,7 +80,10 @@ def _overrides(experiment: str, voice: Path, run_dir: Path, **values: Any) -> li
 def test_training_goes_on_exactly(
     experiment: str, voice: Path, codec: Path, tmp_path: Path, run_recipe: Run
 ) -> None:
-    own = {"model.codec._pretrained_": codec} if experiment == "demo_maskgct" else {}
+    own = {
+        "demo_maskgct": {"model.codec._pretrained_": codec},
+        "demo_vocos_gan": {"adversarial.warmup_steps": 1, "adversarial.discriminator.parts.0.dim": 1},
+    }.get(experiment, {})
     run_recipe("train.py", _overrides(experiment, voice, tmp_path / "whole", **own))
     whole = (tmp_path / "whole.jsonl").read_text().splitlines()
     kept = sorted((tmp_path / "whole/checkpoints").glob("after-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]))
@@ -90,7 +97,11 @@ def test_training_goes_on_exactly(
     weights, expected = (load_file(tmp_path / name / "pretrained/model.safetensors") for name in ("again", "whole"))
     assert weights.keys() == expected.keys()
     assert all(weights[name].equal(expected[name]) for name in weights)
-    if experiment != "demo_codec":
+    if "vocos" in experiment:
+        vocoder = load_vocoder(tmp_path / "whole/pretrained")
+        wave_BN, lens_B = vocoder.vocode(torch.full((1, 20, 80), -5.0), torch.tensor([20]))
+        assert wave_BN.shape == (1, int(lens_B[0])) == (1, 3200)
+    elif experiment != "demo_codec":
         _speak(tmp_path / "whole/pretrained", voice, tmp_path / "speech", run_recipe)
 
 
