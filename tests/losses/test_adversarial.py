@@ -38,7 +38,7 @@ def test_feature_matching_counts_layers_and_spares_the_real_side() -> None:
     fake_layer = torch.tensor([[[[1.0], [2.0], [3.0]], [[0.0], [0.0], [0.0]]]], requires_grad=True)
     real, fake = judge([[0.0, 0.0]], [1], first=real_layer), judge([[0.5, 7.0]], [1], first=fake_layer)
     loss = feature_matching_loss([real], [fake])
-    assert float(loss) == pytest.approx(6.0 / 6 + 0.5)
+    assert loss.item() == pytest.approx(6.0 / 6 + 0.5)
     loss.backward()
     assert real_layer.grad is None
     assert fake_layer.grad is not None
