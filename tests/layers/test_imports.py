@@ -16,7 +16,7 @@ LINES: list[set[str]] = [
     {"audio", "text", "kernels"},
     {"nn", "losses", "search", "metrics", "data"},
     {"models"},
-    {"training", "data.datamodule", "recognizer", "synthesizer", "aligner", "families", "transcripts", "doctor"},
+    {"training", "data.datamodule", "recognizer", "synthesizer", "aligner", "plots", "families", "transcripts", "doctor"},
     {"pretrained"},
     {"pretrained_parts"},
     {"cli", "recipes", "scripts"},
