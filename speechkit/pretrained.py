@@ -208,6 +208,7 @@ def load_vocoder(name: str | Path, *, device: str | torch.device | None = None) 
         raise ValueError(f"vocoder={name} is a folder with a {config['kind']}; give that of a vocoder")
     mel, model, _ = _parts(directory, config, device, "float32")
     model.mel.check_same(mel, name=f"the model in {directory}", other_name="its features")
+    model.fold_weight_norm()
     return model.eval()
 
 

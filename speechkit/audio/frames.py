@@ -41,7 +41,8 @@ class Constants:
         """Both on a device, as `log_mel` wants them."""
         if device not in self._tensors:
             window_K, weights_KF = self._tensors[torch.device("cpu")]
-            self._tensors[device] = (window_K.to(device), weights_KF.to(device))
+            with torch.inference_mode(False):  # or training could not use what validation copied
+                self._tensors[device] = (window_K.to(device), weights_KF.to(device))
         return self._tensors[device]
 
 
