@@ -162,4 +162,9 @@ def test_config_without_a_part_is_refused(tmp_path: Path) -> None:
 def test_shipped_models_load_and_are_small(info: Any) -> None:
     assert info.num_bytes <= 5_000_000
     assert (ASSETS / info.name / "README.md").read_text(encoding="utf-8").strip()
-    assert load(info.name, device="cpu").num_parameters() > 100_000
+    model = load(info.name, device="cpu")
+    assert model.num_parameters() > 100_000
+    if info.kind == "synthesizer":
+        made = model.synthesize("The train leaves at five.")
+        assert 0.8 < len(made.wave) / made.sample_rate < 4.0
+        assert [phone.symbol for phone in made.alignment] == model.frontend.phones("The train leaves at five.")
