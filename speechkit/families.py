@@ -73,7 +73,12 @@ def list_families() -> list[FamilyInfo]:
 
 
 def decode_names() -> list[str]:
-    """Names of the decoding configurations, conf/decode/<name>.yaml."""
+    """Names of the decoding configurations of recognisers, conf/decode/<name>.yaml; synthesisers have options there too."""
+    return [name for name in _names() if str(decode_config(name)["options"].get("_target_")).endswith("DecodeOptions")]
+
+
+def _names() -> list[str]:
+    """Names of all files in conf/decode."""
     return sorted(path.stem for path in _conf().glob("decode/*.yaml"))
 
 
@@ -85,7 +90,7 @@ def decode_config(name: str) -> dict[str, Any]:
     """
     path = _conf() / "decode" / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"decode={name} is not known; choose one of {', '.join(decode_names())}")
+        raise ValueError(f"decode={name} is not known; choose one of {', '.join(_names())}")
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
     merged: dict[str, Any] = {"options": {}}
     for config in [*map(decode_config, own.pop("defaults", [])), own]:

@@ -23,9 +23,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 
-from speechkit.text.frontend import VERSION, FrontEnd
-from speechkit.text.phonemes import WORD_BOUNDARY, is_boundary
-
 _APOSTROPHES = re.compile("[\u2018\u2019\u02bc\uff07\u0060\u00b4]")
 _APOSTROPHE_IN_WORD = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
 _PHONES = "phones_"
@@ -81,13 +78,16 @@ def _whisper_en() -> Normalizer:
 
 
 def _phones(lang: str) -> Normalizer:
+    from speechkit.text.frontend import VERSION, FrontEnd  # only now: it brings numpy, which scoring does without
+
     frontend = FrontEnd(lang=lang.replace("_", "-"), stress=False)
-    version = f"{VERSION}+{frontend.settings()['backend']}"
-    return Normalizer(f"{_PHONES}{lang}", version, partial(_phone_text, frontend))
+    return Normalizer(f"{_PHONES}{lang}", f"{VERSION}+{frontend.settings()['backend']}", partial(_phone_text, frontend.phones))
 
 
-def _phone_text(frontend: FrontEnd, text: str) -> str:
-    inner = frontend.phones(text)[1:-1]  # boundaries stand at both ends
+def _phone_text(phones: Callable[[str], list[str]], text: str) -> str:
+    from speechkit.text.phonemes import WORD_BOUNDARY, is_boundary
+
+    inner = phones(text)[1:-1]  # boundaries stand at both ends
     return " ".join(WORD_BOUNDARY if is_boundary(symbol) else symbol for symbol in inner)
 
 

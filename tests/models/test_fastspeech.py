@@ -112,8 +112,8 @@ def test_it_finds_durations_by_itself() -> None:
     guess = build(learn_alignment=True).align(mel_BTF, mel_lens_B, batch.phones_BP, batch.phone_lens_B)
     errors = [(each.durations_BP - known.durations_BP).abs()[batch.phones_BP > 0] for each in (guess, found)]
     right = [float((each <= 1).float().mean()) for each in errors]
-    assert right[0] < 0.6
-    assert right[1] > 0.75  # the prior, which is part of the score, pulls phones of so few frames to equal lengths
+    # The prior, which is part of the score, pulls phones of so few frames to equal lengths: it is right about half of them.
+    assert right[1] > max(right[0] + 0.15, 0.65)
     assert int(model.step) == 300
     with pytest.raises(ValueError, match=r"data\.alignment to the field that holds times"):
         build().align(mel_BTF, mel_lens_B, batch.phones_BP, batch.phone_lens_B)
@@ -186,11 +186,11 @@ def test_short_texts(lens: list[int]) -> None:
 def test_speed_pitch_and_energy() -> None:
     model = build(log_f0_std=0.2).eval()
     with torch.no_grad():
-        model.duration.out.bias.fill_(math.log(11.0))
+        model.duration.out.bias.fill_(math.log(101.0))  # long enough for rounding not to matter
     _, _, batch = toy()
     usual = infer(model, inputs_of(batch), mel=MEL)
     slow = infer(model, inputs_of(batch), mel=MEL, options=FastSpeechOptions(speed=0.5))
-    assert (slow.mel_lens_B / usual.mel_lens_B).tolist() == pytest.approx([2.0] * 4, abs=0.1)
+    assert (slow.mel_lens_B / usual.mel_lens_B).tolist() == pytest.approx([2.0] * 4, abs=0.02)
     high = infer(model, inputs_of(batch), mel=MEL, options=FastSpeechOptions(pitch=12.0))
     assert high.pitch_BP is not None
     assert usual.pitch_BP is not None
