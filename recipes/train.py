@@ -134,10 +134,9 @@ def synthesizer(cfg: DictConfig) -> Job:
     frontend, mel = build(cfg.frontend), build(cfg.features)
     source = build(cfg.data, frontend=frontend, mel=mel)
     settings = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("tokenizer", "frontend")}
-    manifests = {name: str(path) for name, path in source.train_manifests.items()}
-    source.tokenizer = obtain_tokenizer(
-        Path(cfg.job_dir) / "tokenizer", build(cfg.tokenizer), source.texts, settings={**settings, "train": manifests}
-    )
+    settings |= {"train": {name: str(path) for name, path in source.train_manifests.items()}, "text_field": source.text_field}
+    directory = Path(cfg.job_dir) / "tokenizer"
+    source.tokenizer = obtain_tokenizer(directory, build(cfg.tokenizer), source.texts, settings=settings)
     known = {
         "vocab_size": source.tokenizer.vocab_size,
         "num_mels": mel.output_dim,

@@ -35,6 +35,10 @@ PROMPT_SECONDS: Seconds = 30.0  # longest prompt
 class TextFrontEnd(Protocol):
     """Text to phones; `speechkit.text.frontend.FrontEnd` is one."""
 
+    @property
+    def lang(self) -> str:
+        """Language of texts that come without one."""
+
     def phones(self, text: str, *, lang: str | None = None) -> list[str]:
         """Symbols of a text, [] where there is nothing to say."""
 
@@ -222,6 +226,8 @@ class Synthesizer:
     ) -> list[Synthesis]:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if any(self.languages):
+            _number(asked.language, self.languages, "language")
         options = self._options(speed=asked.speed, pitch=asked.pitch, seed=asked.seed)
         numbers = [_number(speaker, self.speakers, "speaker") for speaker in speakers]
         prompt = self._prompt(asked)
@@ -251,7 +257,7 @@ class Synthesizer:
         """The pieces of one text that have something to say."""
         if not isinstance(text, str):
             raise ValueError(f"text={text!r} is a {type(text).__name__}; give a string, or a list of strings")
-        lang = language or ""
+        lang = language or self.frontend.lang
         found = False
         for part in self.frontend.split(text, max_chars=self.max_chars, lang=language):
             symbols = self.frontend.phones(part, lang=language)

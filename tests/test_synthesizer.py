@@ -54,6 +54,7 @@ def voice() -> Synthesizer:
         options=FastSpeechOptions(),
         vocoder=GriffinLim(mel=MEL, num_iterations=2),
         speakers=("anna", "ben"),
+        languages=("en",),
         log_f0_mean={"anna": 5.0},
         log_f0_std=0.2,
         name="mumble",
@@ -130,6 +131,8 @@ def test_odd_texts(voice: Synthesizer, text: str) -> None:
 def test_wrong_arguments_are_named(voice: Synthesizer) -> None:
     with pytest.raises(ValueError, match="speaker='carl' is not known; choose one of 'anna', 'ben'"):
         voice.synthesize("hm", speaker="carl")
+    with pytest.raises(ValueError, match="language='de' is not known; choose one of 'en'"):
+        voice.synthesize("hm", language="de")
     with pytest.raises(ValueError, match="3 speakers for 2 texts"):
         voice.synthesize(["a", "b"], speaker=["anna", "ben", "anna"])
     with pytest.raises(ValueError, match="speed=-1"):
@@ -140,6 +143,22 @@ def test_wrong_arguments_are_named(voice: Synthesizer) -> None:
         voice.synthesize(["hm"], batch_size=0)
     with pytest.raises(ValueError, match="is a int; give a string"):
         voice.synthesize([3])  # type: ignore[list-item]
+
+
+def test_the_language_goes_to_the_model_by_its_number() -> None:
+    model = FastSpeechModel(**{**SIZES, "num_languages": 3}).eval()
+    heard: list[list[int]] = []
+
+    def spy(model: FastSpeechModel, inputs: Any, **options: Any) -> Any:
+        heard.append(inputs.languages_B.tolist())
+        return infer(model, inputs, **options)
+
+    frontend = FrontEnd(lang="en", backend="characters")
+    many = Synthesizer(mel=MEL, model=model, frontend=frontend, tokenizer=LETTERS, infer=spy, options=FastSpeechOptions(),
+                       vocoder=GriffinLim(mel=MEL, num_iterations=0), languages=("de", "en", "fr"))  # fmt: skip
+    many.synthesize("hm")  # the front end's own
+    many.synthesize(["hm", "ja"], language="fr")
+    assert heard == [[1], [2, 2]]
 
 
 def test_another_mel_is_refused_by_its_field() -> None:

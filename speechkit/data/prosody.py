@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from speechkit.audio.io import Channel
 from speechkit.audio.pitch import Moments, energy, f0, interpolate_log_f0, moments
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.data.manifest import atomic_file
@@ -102,6 +103,7 @@ def compile_prosody(
     mel: MelSpectrogram,
     f_min: float = 65.0,
     f_max: float = 600.0,
+    channel: Channel = "mean",
     stats: ProsodyStats | None = None,
 ) -> ProsodyIndex:
     """Computes pitch and energy of a list of utterances, or finds what an earlier call left.
@@ -113,21 +115,22 @@ def compile_prosody(
         mel: whose frames the values belong to.
         f_min: lowest pitch of the voices, Hz.
         f_max: highest pitch of the voices, Hz.
+        channel: which one `read` takes.
         stats: to normalise by, of the training data; None for the list's own.
 
     Raises:
         ValueError: no utterance has a voiced frame.
     """
-    directory = Path(cache_dir) / f"prosody-{_fingerprint(utterances, mel, f_min, f_max)}"
+    directory = Path(cache_dir) / f"prosody-{_fingerprint(utterances, mel, (f_min, f_max, channel))}"
     if not (directory / _META).is_file():
         directory.mkdir(parents=True, exist_ok=True)
         _compile(utterances, read, directory, mel=mel, f_min=f_min, f_max=f_max)
     return ProsodyIndex(directory, stats=stats)
 
 
-def _fingerprint(utterances: Sequence[Utterance], mel: MelSpectrogram, f_min: float, f_max: float) -> str:
+def _fingerprint(utterances: Sequence[Utterance], mel: MelSpectrogram, settings: tuple[Any, ...]) -> str:
     frames = (mel.sample_rate, mel.hop_length, mel.n_fft, mel.win_length, mel.padding)
-    digest = hashlib.sha256(json.dumps([_VERSION, f_min, f_max, frames]).encode())
+    digest = hashlib.sha256(json.dumps([_VERSION, settings, frames]).encode())
     for utterance in utterances:
         source = utterance.audio_path
         changed = source.stat().st_mtime_ns if source.is_file() else 0

@@ -97,7 +97,9 @@ class TtsData:
         self.frontend, self.tokenizer, self.text_field = frontend, tokenizer, text_field
         self._found_phones: dict[tuple[str, str], list[str]] = {}
         self.alignment, self.margin_seconds = alignment if frontend else None, margin_seconds
-        self.prosody: dict[str, Any] | None = {"cache_dir": cache_dir, "f_min": f_min, "f_max": f_max} if prosody else None
+        self.prosody: dict[str, Any] | None = None
+        if prosody:
+            self.prosody = {"cache_dir": cache_dir, "f_min": f_min, "f_max": f_max, "channel": channel}
         self.reading: dict[str, Any] = {"sample_rate": mel.sample_rate, "channel": channel, "cache": cache}
         self.limits: dict[str, Any] = {"min_duration": min_seconds, "max_duration": max_seconds}
         self.valid_batch_seconds, self.num_workers, self.on_error = valid_batch_seconds, num_workers, on_error

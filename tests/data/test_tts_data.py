@@ -116,6 +116,8 @@ def test_silence_has_the_usual_pitch_and_is_reported(tmp_path: Path) -> None:
     assert index.silent == ["silence"]
     np.testing.assert_array_equal(index(1, "s").pitch_T, 0.0)
     assert np.isfinite(index(1, "s").energy_T).all()
+    right = compile_prosody(utterances, lambda i: voice * (i == 0), tmp_path, mel=MEL, channel=1)
+    assert right.directory != index.directory
     with pytest.raises(ValueError, match="none of 1 utterances has a voiced frame"):
         compile_prosody(utterances[1:], lambda _: np.zeros(16000, np.float32), tmp_path, mel=MEL)
 
