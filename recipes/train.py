@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -225,6 +226,7 @@ def export(
         **facts,
         "description": cfg.description,
         "metrics": dict(metrics),
+        "training": {"steps": steps, "cpu_minutes": cpu_minutes()},
     }
     tokenizer = getattr(module, "tokenizer", None)
     card = model_card(
@@ -233,10 +235,20 @@ def export(
         command=shlex.join(["speechkit", "train", *HydraConfig.get().overrides.task]),
         metrics=metrics,
         num_parameters=sum(parameter.numel() for parameter in module.model.parameters()),
-        facts={"description": cfg.description, "optimizer steps": f"{steps:,}", "torch": torch.__version__},
+        facts={
+            "description": cfg.description,
+            "optimizer steps": f"{steps:,}",
+            "CPU minutes": f"{cpu_minutes():,}",
+            "torch": torch.__version__,
+        },
     )
     weights = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(("features.", "model."))}
     save_pretrained(Path(cfg.job_dir) / "pretrained", config=config, state_dict=weights, tokenizer=tokenizer, card=card)
+
+
+def cpu_minutes() -> float:
+    """Processor time of this process and its loaders, all threads together, since it began or was resumed."""
+    return round(sum(os.times()[:4]) / 60, 1)
 
 
 def recognizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:
