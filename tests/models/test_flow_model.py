@@ -16,6 +16,7 @@ from speechkit.models.flow.draws import cut_segments, draw, draw_spans
 from speechkit.models.flow.model import F5Model, MatchaModel
 from speechkit.nn.masks import valid_mask
 from speechkit.types import LossOutput, TtsBatch
+from tests.models.flow_parts import scalar_codec
 
 MELS, VOCAB = 6, 9
 FlowModel = MatchaModel | F5Model
@@ -48,6 +49,8 @@ MODELS = {
     "f5, filler": lambda: f5(num_speakers=3),
     "f5, average, CTC": lambda: f5(text_upsampling="average", ctc_weight=0.1),
     "f5, durations": lambda: f5(text_upsampling="durations", num_languages=2),
+    "latent, filler": lambda: f5(codec=scalar_codec(stride=3)),
+    "latent, durations, CTC": lambda: f5(text_upsampling="durations", ctc_weight=0.1, codec=scalar_codec()),
 }
 
 
@@ -146,8 +149,9 @@ def test_any_lengths_have_finite_losses_and_gradients(name: str, sizes: list[tup
 def test_every_weight_learns(name: str) -> None:
     model = MODELS[name]().train()
     found = gradients(model, model.loss(*collate(EXAMPLES)))
-    missing = [parameter for parameter, _ in model.named_parameters() if parameter not in found]
+    missing = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in found]
     assert not missing, "every rank must have a gradient for every weight"
+    assert not any(name.startswith("codec.") for name in found)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,7 +28,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "demo_fastspeech": {"dim": 16, "encoder_layers": 1, "decoder_layers": 1, "filter_dim": 16, "predictor_dim": 16},
     "demo_matcha": {"encoder_dim": 16, "encoder_layers": 1, "encoder_ff_dim": 16, "decoder_dims": "[16,16]"},
     "demo_f5": {"dim": 32, "num_layers": 1, "num_heads": 1, "text_dim": 16, "text_layers": 1, "dropout": 0.1},
+    "demo_simplespeech": {"dim": 32, "num_layers": 1, "num_heads": 1, "text_dim": 16, "text_layers": 1, "dropout": 0.1},
     "demo_codec": {"dim": 16, "intermediate_dim": 16, "num_encoder_layers": 1, "num_decoder_layers": 1},
+    "demo_codec_sq": {"dim": 16, "intermediate_dim": 16, "num_encoder_layers": 1, "num_decoder_layers": 1},
     "demo_vocos": {"generator.dim": 16, "generator.intermediate_dim": 16, "generator.num_layers": 1, "segment_frames": 16},
     "demo_vocos_gan": {"generator.dim": 16, "generator.intermediate_dim": 16, "generator.num_layers": 1, "segment_frames": 16},
     "demo_maskgct": {
@@ -35,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "semantic.quantizer.num_codes": 8,
     },
 }  # fmt: skip
+SPEAKS_THROUGH = {"demo_maskgct": "demo_codec", "demo_simplespeech": "demo_codec_sq"}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +50,16 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def codec(voice: Path, run_recipe: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codec that was hardly trained."""
-    run_dir = tmp_path_factory.mktemp("codec") / "run"
-    run_recipe("train.py", _overrides("demo_codec", voice, run_dir, **{"trainer.max_epochs": 1}))
-    return run_dir / "pretrained"
+def codec(voice: Path, run_recipe: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Codecs that were hardly trained, by experiment."""
+
+    @functools.cache
+    def train(experiment: str) -> Path:
+        run_dir = tmp_path_factory.mktemp("codec") / "run"
+        run_recipe("train.py", _overrides(experiment, voice, run_dir, **{"trainer.max_epochs": 1}))
+        return run_dir / "pretrained"
+
+    return train
 
 
 def _overrides(experiment: str, voice: Path, run_dir: Path, **values: Any) -> list[str]:
@@ -78,12 +87,13 @@ def _overrides(experiment: str, voice: Path, run_dir: Path, **values: Any) -> li
 
 @pytest.mark.parametrize("experiment", sorted(SMALL))
 def test_training_goes_on_exactly(
-    experiment: str, voice: Path, codec: Path, tmp_path: Path, run_recipe: Run
+    experiment: str, voice: Path, codec: Callable[[str], Path], tmp_path: Path, run_recipe: Run
 ) -> None:
-    own = {
-        "demo_maskgct": {"model.codec._pretrained_": codec},
-        "demo_vocos_gan": {"adversarial.warmup_steps": 1, "adversarial.discriminator.parts.0.dim": 1},
-    }.get(experiment, {})
+    own: dict[str, Any] = {}
+    if experiment in SPEAKS_THROUGH:
+        own = {"model.codec._pretrained_": codec(SPEAKS_THROUGH[experiment])}
+    elif experiment == "demo_vocos_gan":
+        own = {"adversarial.warmup_steps": 1, "adversarial.discriminator.parts.0.dim": 1}
     run_recipe("train.py", _overrides(experiment, voice, tmp_path / "whole", **own))
     whole = (tmp_path / "whole.jsonl").read_text().splitlines()
     kept = sorted((tmp_path / "whole/checkpoints").glob("after-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]))
@@ -101,7 +111,7 @@ def test_training_goes_on_exactly(
         vocoder = load_vocoder(tmp_path / "whole/pretrained")
         wave_BN, lens_B = vocoder.vocode(torch.full((1, 20, 80), -5.0), torch.tensor([20]))
         assert wave_BN.shape == (1, int(lens_B[0])) == (1, 3200)
-    elif experiment != "demo_codec":
+    elif experiment not in SPEAKS_THROUGH.values():
         _speak(tmp_path / "whole/pretrained", voice, tmp_path / "speech", run_recipe)
 
 

@@ -196,6 +196,15 @@ class CodecModel(nn.Module):
         """What mels the waveform head is for; None without one."""
         return None if self.wave_head is None else self.wave_head.istft.mel
 
+    @property
+    def latent_dim(self) -> int:
+        """D, channels of the continuous latent.
+
+        Raises:
+            ValueError: the quantiser is not a `ScalarQuantizer`, and so there is none.
+        """
+        return self._scalar_quantizer().dim
+
     def code_lengths(self, mel_lens_B: Tensor) -> Tensor:
         """Code frames of so many mel frames: ceil(T / stride)."""
         return (mel_lens_B + self.stride - 1) // self.stride

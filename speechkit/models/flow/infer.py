@@ -3,7 +3,8 @@
 Noise is drawn by the id of the utterance, and every network sees a row alone: what comes out depends on neither batch mates nor
 padding.
 
-Shape legend: B batch, T frames, P phones, Q phones of prompts, F channels of the features, N samples.
+Shape legend: B batch, M mel frames, T frames of the space that the flow runs in (see `spaces`), P phones, Q phones of prompts, F
+mel bins, C channels of the space. In the aligned model T is M and C is F.
 """
 
 from __future__ import annotations
@@ -83,13 +84,15 @@ class _Task(NamedTuple):
         lens_B: frames that it runs over, shape (B,).
         num_frames: the most of them.
         skip_B: frames at the beginning that are the prompt's, shape (B,).
-        durations_BP: frames of each phone, if known, shape (B, P).
+        mel_lens_B: mel frames that the others stand for, shape (B,).
+        durations_BP: mel frames of each phone, if known, shape (B, P).
     """
 
     velocity: Velocity
     lens_B: Tensor
     num_frames: int
     skip_B: Tensor
+    mel_lens_B: Tensor
     durations_BP: Tensor | None
 
 
@@ -107,46 +110,15 @@ def infer(model: FlowModel, inputs: TtsInputs, *, mel: MelSpectrogram, options: 
         options: how to speak; None for the defaults.
 
     Returns:
-        log-mels without those of the prompts, fp32, zero past each length; durations from models that know them.
+        log-mels without those of the prompts, fp32, zero past each length; waveforms of models with a codec that makes them;
+        durations, in mel frames, of models that know them.
 
     Raises:
-        ValueError: `mel` has other bands than the model, a prompt is without its text or is given to the aligned model, or the
-            model was not trained for what the options ask for.
-    """
-    if mel.output_dim != model.num_mels:
-        raise ValueError(f"mel has {mel.output_dim} bands and the model {model.num_mels}; give the mel that it was trained on")
-    if inputs.prompt_wave_BN is None:
-        return generate(model, inputs, options=options)
-    assert inputs.prompt_wave_lens_B is not None, "a prompt comes with its length"
-    given_BTF, given_lens_B = mel(inputs.prompt_wave_BN, inputs.prompt_wave_lens_B)
-    return generate(model, inputs, given_BTF=given_BTF, given_lens_B=given_lens_B, options=options)
-
-
-@torch.inference_mode()
-def generate(
-    model: FlowModel,
-    inputs: TtsInputs,
-    *,
-    given_BTF: Tensor | None = None,
-    given_lens_B: Tensor | None = None,
-    options: FlowOptions | None = None,
-) -> TtsOutput:
-    """As `infer`, with the prompts as features: for models of something else than mels, such as the latents of a codec.
-
-    Args:
-        model: put in eval mode by the caller.
-        inputs: texts, voices and the texts of the prompts; their waves are not read.
-        given_BTF: features of the prompts, not normalised, shape (B, T, F); None for none.
-        given_lens_B: valid frames of each prompt, int64, shape (B,).
-        options: how to speak; None for the defaults.
-
-    Returns:
-        as `infer`: features in place of log-mels.
-
-    Raises:
-        ValueError: as `infer` says.
+        ValueError: `mel` is not that of the model, a prompt is without its text or is given to the aligned model, or the model
+            was not trained for what the options ask for.
     """
     options = FlowOptions() if options is None else options
+    _check_mel(model, mel)
     if options.guidance > 0.0 and not model.guidable:
         raise ValueError(
             f"guidance={options.guidance}, but the model was never trained without its condition; set guidance=0, or train with "
@@ -154,39 +126,45 @@ def generate(
         )
     num_phones, inputs = inputs.phones_BP.shape[1], _with_a_column(inputs)
     if isinstance(model, MatchaModel):
-        if given_BTF is not None:
+        if inputs.prompt_wave_BN is not None:
             raise ValueError("prompt_wave is given, but MatchaModel has only the voices it was trained on; choose a speaker")
         task = _aligned_task(model, inputs, options)
     else:
-        task = _infilling_task(model, inputs, given_BTF, given_lens_B, options)
-    mel_BTF = model.mel_norm.denormalize(_follow(model, task, inputs, options))
-    mel_BTF, lens_B = _without_beginning(mel_BTF, task.lens_B, task.skip_B)
+        task = _infilling_task(model, inputs, mel, options)
+    x_BTC = _without_beginning(_follow(model, task, inputs, options), task.lens_B, task.skip_B)
     durations_BP = None if task.durations_BP is None else task.durations_BP[:, :num_phones]
-    return TtsOutput(mel_BTF, lens_B, durations_BP)
+    return model.space.leave(x_BTC, task.mel_lens_B)._replace(durations_BP=durations_BP)
 
 
-def _without_beginning(x_BTF: Tensor, lens_B: Tensor, skip_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less their first frames, zero past what is left of them, and how many are left."""
-    lens_B = lens_B - skip_B
-    size = int(lens_B.max()) if len(lens_B) else 0
+def _check_mel(model: FlowModel, mel: MelSpectrogram) -> None:
+    """Refuses another mel than the model's."""
+    if mel.output_dim != model.num_mels:
+        raise ValueError(f"mel has {mel.output_dim} bands and the model {model.num_mels}; give the mel that it was trained on")
+    if isinstance(model, F5Model) and model.codec is not None and model.codec.mel is not None:
+        model.codec.mel.check_same(mel, name="the codec", other_name="the mels")
+
+
+def _without_beginning(x_BTC: Tensor, lens_B: Tensor, skip_B: Tensor) -> Tensor:
+    """Rows less their first frames, anything past what is left of them."""
+    left_B = lens_B - skip_B
+    size = int(left_B.max()) if len(left_B) else 0
     places_BT = skip_B[:, None] + torch.arange(size, device=lens_B.device)
-    places_BT1 = places_BT.clamp(max=max(x_BTF.shape[1] - 1, 0))[..., None]
-    left_BTF = x_BTF.gather(1, places_BT1.expand(-1, -1, x_BTF.shape[2]))
-    return left_BTF.masked_fill(~valid_mask(lens_B, size)[..., None], 0.0), lens_B
+    places_BT1 = places_BT.clamp(max=max(x_BTC.shape[1] - 1, 0))[..., None]
+    return x_BTC.gather(1, places_BT1.expand(-1, -1, x_BTC.shape[2]))
 
 
 def _follow(model: FlowModel, task: _Task, inputs: TtsInputs, options: FlowOptions) -> Tensor:
-    """Normalised features at the end of the flow, fp32, shape (B, T, F)."""
+    """Points at the end of the flow, fp32, shape (B, T, C)."""
     temperature = model.default_temperature if options.temperature is None else options.temperature
-    shape = {"num_channels": model.num_mels, "num_frames": task.num_frames}
-    x_BTF = temperature * utterance_noise(inputs.ids, task.lens_B, **shape, seed=options.seed)
+    shape = {"num_channels": model.space.num_channels, "num_frames": task.num_frames}
+    x_BTC = temperature * utterance_noise(inputs.ids, task.lens_B, **shape, seed=options.seed)
     if task.num_frames == 0:
-        return x_BTF
+        return x_BTC
     velocity = task.velocity
     if options.guidance > 0.0:
-        velocity = guided(velocity, torch.full((len(x_BTF),), options.guidance, device=x_BTF.device))
+        velocity = guided(velocity, torch.full((len(x_BTC),), options.guidance, device=x_BTC.device))
     times = time_grid(options.num_steps, grid=options.grid, sway=options.sway)
-    return solve(velocity, x_BTF, times, solver=options.solver)
+    return solve(velocity, x_BTC, times, solver=options.solver)
 
 
 def _aligned_task(model: MatchaModel, inputs: TtsInputs, options: FlowOptions) -> _Task:
@@ -201,96 +179,110 @@ def _aligned_task(model: MatchaModel, inputs: TtsInputs, options: FlowOptions) -
         voice_BD = None if voice_BD is None else _and_zeros(voice_BD)
     condition = model.decoder.condition(mean_BTF, again_B, voice_BD)
     velocity = partial(model.decoder, condition=condition)
-    return _Task(velocity, lens_B, mean_BTF.shape[1], torch.zeros_like(lens_B), durations_BP)
+    return _Task(velocity, lens_B, mean_BTF.shape[1], torch.zeros_like(lens_B), lens_B, durations_BP)
 
 
-def _infilling_task(
-    model: F5Model, inputs: TtsInputs, given_BTF: Tensor | None, given_lens_B: Tensor | None, options: FlowOptions
-) -> _Task:
+def _infilling_task(model: F5Model, inputs: TtsInputs, mel: MelSpectrogram, options: FlowOptions) -> _Task:
     """The prompt and room behind it; rows are doubled for guidance, the second half without prompt, text and voice."""
-    prompt = _prompt(model, inputs, given_BTF, given_lens_B)
+    prompt = _prompt(model, inputs, mel)
     plan = _plan_lengths(model, inputs, prompt, options)
     phones_BP, phone_lens_B = _join(prompt.phones_BQ, prompt.phone_lens_B, inputs.phones_BP, inputs.phone_lens_B)
-    stands_BP, _ = _join(plan.prompt_durations_BQ, prompt.phone_lens_B, plan.durations_BP, inputs.phone_lens_B)
-    silent_B = plan.frames_B == 0  # nothing is asked for: there is no need to go through the prompt
+    stands_BP, _ = _join(plan.prompt_stands_BQ, prompt.phone_lens_B, plan.stands_BP, inputs.phone_lens_B)
+    silent_B = plan.mel_lens_B == 0  # nothing is asked for: there is no need to go through the prompt
     skip_B = prompt.lens_B.masked_fill(silent_B, 0)
-    lens_B = skip_B + plan.frames_B
+    lens_B = skip_B + plan.lens_B
     num_frames = int(lens_B.max()) if len(lens_B) else 0
     text_BTE = model.text_by_frame(model.text(phones_BP, phone_lens_B), stands_BP, phone_lens_B, num_frames)
-    x_BTF = functional.pad(prompt.x_BTF, (0, 0, 0, max(num_frames - prompt.x_BTF.shape[1], 0)))[:, :num_frames]
-    x_BTF = x_BTF.masked_fill(~valid_mask(skip_B, num_frames)[..., None], 0.0)
+    x_BTC = functional.pad(prompt.x_BTC, (0, 0, 0, max(num_frames - prompt.x_BTC.shape[1], 0)))[:, :num_frames]
+    x_BTC = x_BTC.masked_fill(~valid_mask(skip_B, num_frames)[..., None], 0.0)
     voice_BD = model.voice(inputs.speakers_B, inputs.languages_B)
     again_B = lens_B
     if options.guidance > 0.0:
         without_BTE = model.filler_E.expand_as(text_BTE)
-        x_BTF, text_BTE = _and_zeros(x_BTF), torch.cat((text_BTE, without_BTE))
+        x_BTC, text_BTE = _and_zeros(x_BTC), torch.cat((text_BTE, without_BTE))
         voice_BD, again_B = None if voice_BD is None else _and_zeros(voice_BD), lens_B.repeat(2)
-    velocity = partial(model.decoder, condition=model.decoder.condition(x_BTF, text_BTE, again_B, voice_BD))
+    velocity = partial(model.decoder, condition=model.decoder.condition(x_BTC, text_BTE, again_B, voice_BD))
     known = plan.durations_BP if model.text_upsampling == "durations" else None
-    return _Task(velocity, lens_B, num_frames, skip_B, known)
+    return _Task(velocity, lens_B, num_frames, skip_B, plan.mel_lens_B, known)
 
 
 class _Prompt(NamedTuple):
-    """Prompts of the rows: normalised features (B, T, F), their lengths (B,), phones (B, Q), their numbers (B,)."""
+    """Prompts of the rows: points (B, T, C), their lengths, and those in mel frames (B,), phones (B, Q), their numbers (B,)."""
 
-    x_BTF: Tensor
+    x_BTC: Tensor
     lens_B: Tensor
+    mel_lens_B: Tensor
     phones_BQ: Tensor
     phone_lens_B: Tensor
 
 
-def _prompt(model: F5Model, inputs: TtsInputs, given_BTF: Tensor | None, given_lens_B: Tensor | None) -> _Prompt:
+def _prompt(model: F5Model, inputs: TtsInputs, mel: MelSpectrogram) -> _Prompt:
     """What rows continue; nothing where nothing is given."""
     none_B = torch.zeros_like(inputs.phone_lens_B)
-    if given_BTF is None or given_lens_B is None:
-        x_BTF = model.filler_E.new_zeros(len(none_B), 0, model.num_mels, dtype=torch.float32)
-        return _Prompt(x_BTF, none_B, inputs.phones_BP[:, :0], none_B)
+    if inputs.prompt_wave_BN is None:
+        x_BTC = model.filler_E.new_zeros(len(none_B), 0, model.space.num_channels, dtype=torch.float32)
+        return _Prompt(x_BTC, none_B, none_B, inputs.phones_BP[:, :0], none_B)
+    assert inputs.prompt_wave_lens_B is not None, "a prompt comes with its length"
     if inputs.prompt_phones_BP is None or inputs.prompt_phone_lens_B is None:
         raise ValueError("prompt_phones_BP is None: say what is spoken in the prompt, or leave the prompt out")
-    half_B = (given_lens_B > 0) != (inputs.prompt_phone_lens_B > 0)
+    mel_BMF, mel_lens_B = mel(inputs.prompt_wave_BN, inputs.prompt_wave_lens_B)
+    half_B = (mel_lens_B > 0) != (inputs.prompt_phone_lens_B > 0)
     if bool(half_B.any()):
         rows = half_B.nonzero().flatten().tolist()
         raise ValueError(f"prompts of rows {rows} have speech without text or text without speech; give both, or neither")
-    x_BTF = model.mel_norm.normalize(given_BTF.float())
-    return _Prompt(x_BTF, given_lens_B, inputs.prompt_phones_BP, inputs.prompt_phone_lens_B)
+    x_BTC, lens_B = model.space.enter(mel_BMF, mel_lens_B), model.space.lengths(mel_lens_B)
+    return _Prompt(x_BTC, lens_B, mel_lens_B, inputs.prompt_phones_BP, inputs.prompt_phone_lens_B)
 
 
 class _Lengths(NamedTuple):
-    """Frames to make of each row (B,), and how many frames the text has each of its phones at (B, P), and the prompt's (B, Q)."""
+    """How long rows are, and where their phones stand.
 
-    frames_B: Tensor
+    Attributes:
+        mel_lens_B: mel frames to make of each row, shape (B,).
+        durations_BP: mel frames of each phone, shape (B, P).
+        lens_B: frames to make, shape (B,).
+        stands_BP: frames at which each phone stands, shape (B, P).
+        prompt_stands_BQ: likewise of the prompt, shape (B, Q).
+    """
+
+    mel_lens_B: Tensor
     durations_BP: Tensor
-    prompt_durations_BQ: Tensor
+    lens_B: Tensor
+    stands_BP: Tensor
+    prompt_stands_BQ: Tensor
 
 
 def _plan_lengths(model: F5Model, inputs: TtsInputs, prompt: _Prompt, options: FlowOptions) -> _Lengths:
-    """How long rows are, and where their phones stand."""
-    phones_BP, lens_B, speed = inputs.phones_BP, inputs.phone_lens_B, options.speed
-    text_BPE = model.text(phones_BP, lens_B)
+    """Lengths in mel frames first, then in frames of the space."""
+    phones_BP, phone_lens_B, speed = inputs.phones_BP, inputs.phone_lens_B, options.speed
+    text_BPE = model.text(phones_BP, phone_lens_B)
     rule = options.length
     if rule in ("auto", "rate"):
         rule = "total" if model.durations is None else "phones"
     durations_BP, prompt_BQ = torch.ones_like(phones_BP), torch.ones_like(prompt.phones_BQ)
     if model.durations is not None:
-        durations_BP = durations_from_log(model.durations(text_BPE, lens_B), lens_B, speed=speed)
+        durations_BP = durations_from_log(model.durations(text_BPE, phone_lens_B), phone_lens_B, speed=speed)
     elif rule == "phones":
         raise ValueError("length='phones', but the model predicts no durations; take total, or train with duration_predictor")
     if rule == "phones":
-        frames_B = durations_BP.sum(1)
+        mel_lens_B = durations_BP.sum(1)
     else:
-        frames_B = total_frames(model.total_length(text_BPE, lens_B), lens_B, speed=speed)
+        mel_lens_B = total_frames(model.total_length(text_BPE, phone_lens_B), phone_lens_B, speed=speed)
     if options.length in ("auto", "rate"):
-        by_rate_B = frames_by_rate(prompt.lens_B, prompt.phone_lens_B, lens_B, speed=speed)
-        frames_B = torch.where(prompt.lens_B > 0, by_rate_B, frames_B)
+        by_rate_B = frames_by_rate(prompt.mel_lens_B, prompt.phone_lens_B, phone_lens_B, speed=speed)
+        mel_lens_B = torch.where(prompt.mel_lens_B > 0, by_rate_B, mel_lens_B)
+    lens_B = model.space.lengths(mel_lens_B)
     if model.text_upsampling == "filler":
-        return _Lengths(frames_B, torch.ones_like(phones_BP), prompt_BQ)
+        return _Lengths(mel_lens_B, durations_BP, lens_B, torch.ones_like(phones_BP), prompt_BQ)
     if model.text_upsampling == "average":
         durations_BP = torch.ones_like(phones_BP)
     elif prompt_BQ.shape[1]:
         assert model.durations is not None
         log_durations_BQ = model.durations(model.text(prompt.phones_BQ, prompt.phone_lens_B), prompt.phone_lens_B)
         prompt_BQ = durations_from_log(log_durations_BQ, prompt.phone_lens_B)
-    return _Lengths(frames_B, spread(durations_BP, lens_B, frames_B), spread(prompt_BQ, prompt.phone_lens_B, prompt.lens_B))
+    durations_BP = spread(durations_BP, phone_lens_B, mel_lens_B)
+    stands_BP = spread(durations_BP, phone_lens_B, lens_B)
+    return _Lengths(mel_lens_B, durations_BP, lens_B, stands_BP, spread(prompt_BQ, prompt.phone_lens_B, prompt.lens_B))
 
 
 def _join(first_BQ: Tensor, first_lens_B: Tensor, second_BP: Tensor, second_lens_B: Tensor) -> tuple[Tensor, Tensor]:

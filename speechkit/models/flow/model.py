@@ -1,16 +1,17 @@
 """Two synthesisers trained by flow matching: one aligned with its text, one that fills gaps in speech.
 
 Sources: Mehta et al. 2024, "Matcha-TTS: A Fast TTS Architecture with Conditional Flow Matching"; Chen et al. 2024, "F5-TTS: A
-Fairytaler that Fakes Fluent and Faithful Speech with Flow Matching"; Yang et al. 2024, "SimpleSpeech 2" (the latter's network on
-the latents of a codec with scalar quantisation: give those as features).
+Fairytaler that Fakes Fluent and Faithful Speech with Flow Matching"; Yang et al. 2024, "SimpleSpeech 2" (flow matching in the
+latent of a codec).
 
-Shape legend: B batch, T frames, P phones, F channels of the features, E channels of encoded text, D condition, V vocab.
+Shape legend: B batch, M mel frames, T frames of the space, P phones, F mel bins, C channels of the space, E channels of encoded
+text, D condition, V vocab. In the aligned model T is M and C is F.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from speechkit.models.flow.dit import DiT
 from speechkit.models.flow.draws import cut_segments, draw, draw_spans
 from speechkit.models.flow.duration import PhoneDurations, TotalLength, duration_loss, spread
 from speechkit.models.flow.layers import CtcHead, VoiceEmbedding
+from speechkit.models.flow.spaces import LatentSpace, MelSpace
 from speechkit.models.flow.text import PhoneConvNet, PhoneTransformer
 from speechkit.models.flow.unet import UNet
 from speechkit.nn.length_regulator import expand
@@ -139,6 +141,11 @@ class MatchaModel(nn.Module):
             dropout=decoder_dropout,
         )
 
+    @property
+    def space(self) -> MelSpace:
+        """Where the flow runs."""
+        return MelSpace(self.mel_norm, self.num_mels)
+
     def encode(self, phones_BP: Tensor, phone_lens_B: Tensor, speakers_B: Tensor, languages_B: Tensor) -> EncodedPhones:
         """What is expected of each phone.
 
@@ -183,7 +190,7 @@ class MatchaModel(nn.Module):
         Returns:
             loss; parts prior, duration and flow, each a mean over frames or phones, and infeasible; number of frames.
         """
-        x1_BTF, phones_BP = _at_least_one(self.mel_norm.normalize(mel_BTF.float()), batch.phones_BP)
+        x1_BTF, phones_BP = _at_least_one(self.space.enter(mel_BTF, mel_lens_B), batch.phones_BP)
         encoded = self.encode(phones_BP, batch.phone_lens_B, batch.speakers_B, batch.languages_B)
         durations_BP, feasible_B = self.align(x1_BTF, mel_lens_B, encoded.mean_BPF, batch)
         feasible_B &= (batch.phone_lens_B > 0) | (mel_lens_B == 0)
@@ -222,9 +229,13 @@ class F5Model(nn.Module):
     is no frame it never sees. With "average" the phones are spread evenly over the frames. With "durations" they stand where they
     are spoken: the quickest to learn.
 
+    Its frames are those of log-mels or, given a codec, of the codec's latent (SimpleSpeech 2), which are fewer. The codec is a
+    part of the model, and so of its weights, since nothing can be spoken without it; it is frozen: its parameters take no
+    gradient, and it stays in evaluation mode. Lengths are predicted in mel frames either way.
+
     Args:
         vocab_size: V, phone ids with 0 for padding.
-        num_mels: F, mel bins; or channels of what else is to be generated, such as the latents of a codec.
+        num_mels: F.
         num_speakers: voices.
         num_languages: languages.
         dim: D.
@@ -242,12 +253,16 @@ class F5Model(nn.Module):
         drop_all: chance that it is without its text and its voice, too; guidance needs it above 0.
         ctc_weight: of the CTC loss of the text on what the flow leads to (LEMAS-TTS), for small corpora; 0 for none.
         ctc_dim: channels of its convolutions.
+        codec: speaks in its latent; a trained `speechkit.models.codec.model.CodecModel` with a scalar quantiser (see
+            `spaces.LatentCodec`). None for mels.
 
     Attributes:
-        num_views, mel_norm, default_temperature, guidable: as those of `MatchaModel`.
+        num_views, default_temperature, guidable: as those of `MatchaModel`.
+        mel_norm: likewise; None with a codec, which has its own.
 
     Raises:
-        ValueError: a rate or a share is out of range, or `text_upsampling` is unknown.
+        ValueError: a rate or a share is out of range, `text_upsampling` is unknown, or the codec has other mels or no continuous
+            latent.
     """
 
     num_views = 1
@@ -275,6 +290,7 @@ class F5Model(nn.Module):
         drop_all: float = 0.2,
         ctc_weight: float = 0.0,
         ctc_dim: int = 256,
+        codec: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if text_upsampling not in ("filler", "average", "durations"):
@@ -288,7 +304,11 @@ class F5Model(nn.Module):
         self.vocab_size, self.num_mels, self.text_upsampling = vocab_size, num_mels, text_upsampling
         self.min_span, self.max_span, self.drop_given, self.drop_all = min_span, max_span, drop_given, drop_all
         self.ctc_weight, self.guidable = ctc_weight, drop_all > 0.0
-        self.mel_norm = MelNorm()
+        if codec is not None and codec.num_mels != num_mels:
+            raise ValueError(f"num_mels={num_mels}, but the codec has {codec.num_mels}; take the mel that it was trained with")
+        self.codec: Any = None if codec is None else codec.requires_grad_(False)
+        self.mel_norm = MelNorm() if codec is None else None
+        num_channels = self.space.num_channels
         self.voice = VoiceEmbedding(dim=dim, num_speakers=num_speakers, num_languages=num_languages)
         self.text = PhoneConvNet(vocab_size=vocab_size, dim=text_dim, num_layers=text_layers)
         self.filler_E = nn.Parameter(torch.zeros(text_dim))
@@ -297,7 +317,7 @@ class F5Model(nn.Module):
         if duration_predictor or text_upsampling == "durations":
             self.durations = PhoneDurations(in_dim=text_dim, dim=text_dim, dropout=dropout)
         self.decoder = DiT(
-            num_channels=num_mels,
+            num_channels=num_channels,
             text_dim=text_dim,
             dim=dim,
             num_layers=num_layers,
@@ -305,7 +325,20 @@ class F5Model(nn.Module):
             ff_mult=ff_mult,
             dropout=dropout,
         )
-        self.ctc = CtcHead(in_dim=num_mels, dim=ctc_dim, vocab_size=vocab_size) if ctc_weight > 0.0 else None
+        self.ctc = CtcHead(in_dim=num_channels, dim=ctc_dim, vocab_size=vocab_size) if ctc_weight > 0.0 else None
+        self.train()
+
+    @property
+    def space(self) -> MelSpace | LatentSpace:
+        """Where the flow runs."""
+        return LatentSpace(self.codec) if self.mel_norm is None else MelSpace(self.mel_norm, self.num_mels)
+
+    def train(self, mode: bool = True) -> F5Model:
+        """Sets the mode of all but the codec, which stays in evaluation mode."""
+        super().train(mode)
+        if self.codec is not None:
+            self.codec.eval()
+        return self
 
     def text_by_frame(self, text_BPE: Tensor, durations_BP: Tensor, phone_lens_B: Tensor, num_frames: int) -> Tensor:
         """Repeats phones for as long as they stand, and fills up all frames after them.
@@ -322,13 +355,13 @@ class F5Model(nn.Module):
         text_BTE, ends_B = expand(text_BPE, durations_BP, phone_lens_B, max_frames=num_frames)
         return torch.where(valid_mask(ends_B, num_frames)[..., None], text_BTE, self.filler_E.to(text_BTE.dtype))
 
-    def loss(self, mel_BTF: Tensor, mel_lens_B: Tensor, batch: TtsBatch) -> LossOutput:
+    def loss(self, mel_BMF: Tensor, mel_lens_B: Tensor, batch: TtsBatch) -> LossOutput:
         """Training loss: of the flow over the frames to be filled in, and of what predicts lengths.
 
         The predictors of lengths teach the rest of the network nothing. All losses are computed in fp32, also under autocast.
 
         Args:
-            mel_BTF: log-mels, or other features, shape (B, T, F).
+            mel_BMF: log-mels, shape (B, M, F).
             mel_lens_B: valid frames of each row, int64, shape (B,).
             batch: what is said in them.
 
@@ -339,36 +372,37 @@ class F5Model(nn.Module):
         Raises:
             ValueError: durations are to be learned, but the batch has none.
         """
-        x1_BTF, phones_BP = _at_least_one(self.mel_norm.normalize(mel_BTF.float()), batch.phones_BP)
-        num_frames, phone_lens_B = x1_BTF.shape[1], batch.phone_lens_B
-        draws = draw(x1_BTF, mel_lens_B, batch.ids, num_uniforms=5, training=self.training)
+        lens_B, phone_lens_B = self.space.lengths(mel_lens_B), batch.phone_lens_B
+        x1_BTC, phones_BP = _at_least_one(self.space.enter(mel_BMF, mel_lens_B), batch.phones_BP)
+        num_frames = x1_BTC.shape[1]
+        draws = draw(x1_BTC, lens_B, batch.ids, num_uniforms=5, training=self.training)
         t_B, share_B, start_B, given_B, all_B = draws.uniforms_BK.unbind(1)
         share_B = self.min_span + (self.max_span - self.min_span) * share_B
-        hidden_BT = draw_spans(mel_lens_B, num_frames, share_B, start_B)
+        hidden_BT = draw_spans(lens_B, num_frames, share_B, start_B)
         dropped_B = all_B < self.drop_all
         unseen_BT = hidden_BT | (dropped_B | (given_B < self.drop_given))[:, None]
         text_BPE = self.text(phones_BP, phone_lens_B)
         told_B = phone_lens_B * ~dropped_B
-        text_BTE = self.text_by_frame(text_BPE, self._places(phones_BP, mel_lens_B, batch), told_B, num_frames)
+        text_BTE = self.text_by_frame(text_BPE, self._places(phones_BP, lens_B, batch), told_B, num_frames)
         voice_BD = self.voice(batch.speakers_B, batch.languages_B)
         voice_BD = None if voice_BD is None else voice_BD.masked_fill(dropped_B[:, None], 0.0)
-        sample = conditional_flow(x1_BTF, draws.noise_BTF, t_B, 0.0)
-        given_BTF = x1_BTF.masked_fill(unseen_BT[..., None], 0.0)
-        condition = self.decoder.condition(given_BTF, text_BTE, mel_lens_B, voice_BD)
-        velocity_BTF = self.decoder(sample.x_t_BTD, t_B, condition)
-        flow = flow_matching_loss(velocity_BTF, sample.target_BTD, hidden_BT).loss
+        sample = conditional_flow(x1_BTC, draws.noise_BTF, t_B, 0.0)
+        given_BTC = x1_BTC.masked_fill(unseen_BT[..., None], 0.0)
+        condition = self.decoder.condition(given_BTC, text_BTE, lens_B, voice_BD)
+        velocity_BTC = self.decoder(sample.x_t_BTD, t_B, condition)
+        flow = flow_matching_loss(velocity_BTC, sample.target_BTD, hidden_BT).loss
         loss, parts = self._length_losses(text_BPE.detach(), mel_lens_B, batch)
         if self.ctc is not None:
-            heard_BTF = torch.where(hidden_BT[..., None], path_end(sample.x_t_BTD, velocity_BTF, t_B, 0.0), x1_BTF)
-            lengths = (mel_lens_B, phones_BP, phone_lens_B)
-            spelt = ctc_branch_loss(self.ctc(heard_BTF, mel_lens_B), (), *lengths, known_B=~dropped_B, blank=BLANK)
+            heard_BTC = torch.where(hidden_BT[..., None], path_end(sample.x_t_BTD, velocity_BTC, t_B, 0.0), x1_BTC)
+            lengths = (lens_B, phones_BP, phone_lens_B)
+            spelt = ctc_branch_loss(self.ctc(heard_BTC, lens_B), (), *lengths, known_B=~dropped_B, blank=BLANK)
             loss = loss + self.ctc_weight * spelt.loss
             parts |= spelt.parts
         parts["flow"] = flow.detach()
         return LossOutput(loss=flow + loss, parts=parts, num_targets=hidden_BT.sum())
 
     def _places(self, phones_BP: Tensor, lens_B: Tensor, batch: TtsBatch) -> Tensor:
-        """Frames at which each phone stands, as durations (B, P)."""
+        """Frames of the space at which each phone stands, as durations (B, P); `lens_B` are those of the rows."""
         if self.durations is not None and batch.durations_BP is None:
             raise ValueError(
                 "durations_BP is None, but durations of phones are to be learned; align the speech, or set "
@@ -379,10 +413,11 @@ class F5Model(nn.Module):
         if self.text_upsampling == "average":
             return spread(torch.ones_like(phones_BP), batch.phone_lens_B, lens_B)
         assert batch.durations_BP is not None
-        return functional.pad(batch.durations_BP, (0, phones_BP.shape[1] - batch.durations_BP.shape[1]))
+        durations_BP = functional.pad(batch.durations_BP, (0, phones_BP.shape[1] - batch.durations_BP.shape[1]))
+        return spread(durations_BP, batch.phone_lens_B, lens_B)
 
     def _length_losses(self, text_BPE: Tensor, lens_B: Tensor, batch: TtsBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum and parts of the losses of what predicts lengths."""
+        """Sum and parts of the losses of what predicts lengths, in mel frames."""
         phone_lens_B = batch.phone_lens_B
         counted_B = (phone_lens_B > 0) & (lens_B > 0)
         log_rate_B = lens_B.clamp(min=1).float().log() - phone_lens_B.clamp(min=1).float().log()
