@@ -45,6 +45,7 @@ EXTRAS = {
     "sweep": ["hydra-joblib-launcher>=1.2", "setuptools<81"],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
+EXTRAS["moonshine"] = ["moonshine-voice==0.0.59"]  # a recogniser of others, for reading synthesis; later ones bring no model
 EXTRAS["dev"] = [
     "pytest>=8",
     "pytest-timeout>=2.3",

@@ -31,7 +31,8 @@ from speechkit.data.manifest import atomic_file, read_manifest
 from speechkit.data.parallel import progress_bar
 from speechkit.metrics.rtfx import RunInfo, write_run_info
 from speechkit.plots import plot_synthesis
-from speechkit.pretrained import load_recognizer, load_synthesizer
+from speechkit.pretrained import load_synthesizer
+from speechkit.readers import load_reader
 from speechkit.synthesizer import Synthesizer
 from speechkit.training.run import one_line_errors, set_threads
 from speechkit.types import Synthesis, Utterance
@@ -132,10 +133,9 @@ def row(utterance: Utterance, made: Synthesis, audio: Path, *, decode_s: float) 
 
 def read_back(rows: Sequence[dict[str, Any]], output: Path, name: str, *, device: str | None) -> None:
     """Adds to each row what a recogniser reads."""
-    recognizer = load_recognizer(name, device=device)
-    heard = recognizer.transcribe([output / each["audio"] for each in rows], on_error="return")
-    for each, hypothesis in zip(rows, heard, strict=True):
-        each["hyp"] = hypothesis.text
+    heard = load_reader(name, device=device)([output / each["audio"] for each in rows])
+    for each, text in zip(rows, heard, strict=True):
+        each["hyp"] = text
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:

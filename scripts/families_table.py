@@ -25,27 +25,34 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import math
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from result_table import (
+    ROW,
+    Row,
+    configured,
+    earlier_rows,
+    error_rate,
+    markdown,
+    parse_row,
+    percent,
+    with_interval,
+    write_table,
+)
 from torch import nn
 from tqdm import tqdm
 
 from speechkit.data.collate import collate_asr
 from speechkit.data.dataset import SpeechDataset
-from speechkit.data.manifest import atomic_file, read_manifest
-from speechkit.families import decode_config
-from speechkit.metrics.wer import UNITS, ErrorCounts, Unit, bootstrap_interval, count_errors_batch, sum_counts
-from speechkit.pretrained import ASSETS, instantiate, load, read_config
+from speechkit.data.manifest import read_manifest
+from speechkit.metrics.wer import UNITS, Unit, count_errors_batch
+from speechkit.pretrained import ASSETS, load, read_config
 from speechkit.recognizer import Recognizer
 from speechkit.search.decoder_calls import count_calls
 from speechkit.text.normalize import NORMALIZER_NAMES, get_normalizer
@@ -55,16 +62,6 @@ ADULT_AGE = 18
 BATCH_SIZE = 16
 WARMUP_BATCHES = 2
 RATES: dict[Unit, str] = {"word": "wer", "char": "cer"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a row of the table is made of: its name, a model, and how to decode it."""
-
-    name: str
-    folder: str
-    decode: str
-    options: dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,36 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.manifest} holds no utterance")
         torch.set_num_threads(args.threads)
         output = Path(args.output)
-        figures = _earlier(output.with_suffix(".json"))
+        figures = earlier_rows(output.with_suffix(".json"))
         for row in rows:
             measured = measure(row, utterances, num_timed=args.timed, normalizer=args.normalizer)
             figures[row.name] = measured | {"command": command}
-            _write(output, figures, manifest=args.manifest)  # row by row: a run that breaks off keeps what it measured
+            # row by row: a run that breaks off keeps what it measured
+            write_table(output, figures, table(figures), manifest=args.manifest)
     except (ValueError, ImportError, OSError) as error:
         print(f"families_table: {error}", file=sys.stderr)
         return 2
     print(table(figures))
     return 0
-
-
-def parse_row(text: str) -> Row:
-    """A row from the command line.
-
-    Raises:
-        ValueError: the text is not NAME=FOLDER[:DECODE[:OPTION=VALUE...]].
-    """
-    name, equals, rest = text.partition("=")
-    folder, *parts = rest.split(":")
-    decode, settings = (parts[0], parts[1:]) if parts else ("", [])
-    if not (name.strip() and equals and folder):
-        raise ValueError(f"row {text!r} is not NAME=FOLDER[:DECODE[:OPTION=VALUE...]]")
-    options = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not (decode and equals and key.isidentifier()):
-            raise ValueError(f"row {text!r}: {setting!r} is not OPTION=VALUE after the name of a decoding configuration")
-        options[key] = yaml.safe_load(value)
-    return Row(name.strip(), folder, decode, options)
 
 
 def prepare(row: Row) -> Recognizer:
@@ -116,18 +94,8 @@ def prepare(row: Row) -> Recognizer:
     Raises:
         ValueError: there is no such configuration, it is another family's, or an option does not fit or is missing.
     """
-    recognizer = load(row.folder, device="cpu")
-    if row.decode:
-        config = decode_config(row.decode)
-        config["options"] |= row.options
-        missing = [name for name, value in config["options"].items() if value == "???"]
-        if missing:
-            raise ValueError(f"row {row.name!r}: decode={row.decode} needs {missing[0]}; add :{missing[0]}=VALUE")
-        infer = instantiate(config, where=f"row {row.name!r}: decode={row.decode}")
-        if infer.func is not recognizer.infer:
-            other, own = infer.func.__module__, recognizer.infer.__module__
-            raise ValueError(f"row {row.name!r}: decode={row.decode} is for {other}, the model needs {own}")
-        recognizer.options = infer.keywords["options"]
+    recognizer: Recognizer = load(row.folder, device="cpu")
+    recognizer.options = configured(row, infer=recognizer.infer, options=recognizer.options)
     return recognizer
 
 
@@ -197,7 +165,7 @@ def score(utterances: Sequence[Utterance], hypotheses: Sequence[Hypothesis], *, 
         for name, is_adult in (("adults", True), ("children", False)):
             groups[name] = [i for i, age in enumerate(ages) if isinstance(age, int | float) and (age >= ADULT_AGE) == is_adult]
     return {
-        name: {RATES[unit]: _rate([counts[unit][i] for i in members]) for unit in UNITS} | {"num_utterances": len(members)}
+        name: {RATES[unit]: error_rate([counts[unit][i] for i in members]) for unit in UNITS} | {"num_utterances": len(members)}
         for name, members in groups.items()
         if members
     }
@@ -219,7 +187,7 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
     head = ["row", "parameters", "WER % (95 %)", "CER % (95 %)"]
     head += ["adults WER / CER %", "children WER / CER %"] if split else []
     head += ["length errors %", "decoder calls", "RTFx batch 1", f"RTFx batch {BATCH_SIZE}"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in figures.values():
         groups = [_both(row.get(group)) for group in ("adults", "children")] if split else []
         speeds = [f"{row['rtfx'][size]:.1f}" for size in ("1", str(BATCH_SIZE))]
@@ -227,57 +195,25 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
             [
                 row["name"],
                 f"{row['num_parameters'] / 1e6:.2f}M",
-                *(_with_interval(row["all"][rate]) for rate in RATES.values()),
+                *(with_interval(row["all"][rate]) for rate in RATES.values()),
                 *groups,
-                _percent(row["length_error_rate"]),
+                percent(row["length_error_rate"]),
                 f"{row['decoder_calls']:.1f}",
                 *speeds,
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _rate(counts: Sequence[ErrorCounts]) -> dict[str, float | None]:
-    interval = bootstrap_interval(counts)
-    values = {"rate": sum_counts(counts).rate, "low": interval.low, "high": interval.high}
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f}"
-
-
-def _with_interval(rate: dict[str, float | None]) -> str:
-    return f"{_percent(rate['rate'])} ({_percent(rate['low'])}-{_percent(rate['high'])})"
+    return markdown(lines)
 
 
 def _both(group: dict[str, Any] | None) -> str:
-    return "" if group is None else " / ".join(_percent(group[rate]["rate"]) for rate in RATES.values())
-
-
-def _earlier(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier run by name."""
-    if not path.is_file():
-        return {}
-    return {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
-
-
-def _write(output: Path, figures: dict[str, dict[str, Any]], *, manifest: str) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    results = {"manifest": manifest, "rows": list(figures.values())}
-    for path, text in (
-        (output.with_suffix(".json"), json.dumps(results, indent=2, ensure_ascii=False)),
-        (output, table(figures)),
-    ):
-        with atomic_file(path) as file:
-            file.write(f"{text}\n".encode())
+    return "" if group is None else " / ".join(percent(group[rate]["rate"]) for rate in RATES.values())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="families_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", nargs="+", metavar="NAME=FOLDER[:DECODE[:OPTION=VALUE...]]")
+    parser.add_argument("rows", nargs="+", metavar=ROW)
     parser.add_argument("--manifest", required=True, help="what to decode")
     parser.add_argument("--output", required=True, metavar="TABLE.md", help="Markdown table; TABLE.json beside it")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")

@@ -22,7 +22,9 @@ def load_script(repo_root: Path) -> Callable[[str], ModuleType]:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(path.parent))  # scripts share modules
+            spec.loader.exec_module(module)
         return module
 
     return load
