@@ -21,11 +21,10 @@ from speechkit.data.buckets import BatchSizeTable, PathLike
 from speechkit.data.mixing import EpochSize, Group, Mixture, without
 from speechkit.data.padding import GroupShare, PaddingReport, batch_costs
 from speechkit.data.plan import MAX_STRIPS, Budget, Columns, Layout, Plan, make_plan, strip_levels
+from speechkit.data.position import Position
 from speechkit.types import Seconds
 
 IntArray = npt.NDArray[np.integer]
-
-_STATE_VERSION = 1
 
 
 class BucketBatchSampler:
@@ -133,7 +132,8 @@ class BucketBatchSampler:
         }  # fmt: skip
         self._data_hash: str | None = None
         self._plan: Plan | None = None
-        self._epoch = self._position = self._resume_at = self._pass_number = 0
+        self._plan_epoch = 0
+        self._place = Position()
 
     # ------------------------------------------------------------------ the DataLoader's side
 
@@ -145,23 +145,25 @@ class BucketBatchSampler:
     @property
     def epoch(self) -> int:
         """The epoch being planned."""
-        return self._epoch
+        return self._place.epoch
 
     @property
     def position(self) -> int:
         """Batches of this epoch drawn so far, those before a restored state included."""
-        return self._position
+        return self._place.drawn
 
     @property
     def next_batch(self) -> int:
         """Where the next iteration begins: 0, or after `load_state_dict` the restored position."""
-        return self._resume_at
+        return self._place.next_batch
 
     @property
     def plan(self) -> Plan:
         """The batches of all ranks in this epoch."""
+        if self._plan_epoch != self.epoch:
+            self._plan, self._plan_epoch = None, self.epoch  # two plans at once would double the peak of memory
         if self._plan is None:
-            self._plan = self._make_plan(self._epoch)
+            self._plan = self._make_plan(self.epoch)
         return self._plan
 
     def __len__(self) -> int:
@@ -170,31 +172,17 @@ class BucketBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Draws the batches of this epoch: all, or after `load_state_dict` the remaining ones."""
-        self._position = self._resume_at
-        self._pass_number += 1
-        return self._draw(self.plan, self._position, self._pass_number)
+        plan = self.plan
+        return self._place.begin_pass(lambda first: self._batches(plan, first))
 
-    def _draw(self, plan: Plan, first: int, pass_number: int) -> Iterator[list[int]]:
+    def _batches(self, plan: Plan, first: int) -> Iterator[list[int]]:
         begin_S, end_S = plan.bounds(self.rank)
-        for step, (begin, end) in enumerate(zip(begin_S[first:].tolist(), end_S[first:].tolist()), first + 1):
-            if pass_number == self._pass_number:  # an abandoned pass must not move the position of a newer one
-                self._position = step
+        for begin, end in zip(begin_S[first:].tolist(), end_S[first:].tolist()):
             yield plan.indices[begin:end].tolist()
-        if pass_number == self._pass_number:
-            self._resume_at = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the beginning of an epoch. The epoch that it is in already stays as it is, position included."""
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; it must not be negative")
-        if epoch != self._epoch:
-            self._go_to(epoch, 0)
-
-    def _go_to(self, epoch: int, position: int) -> None:
-        if epoch != self._epoch:
-            self._plan = None
-        self._epoch, self._position, self._resume_at = epoch, position, position
-        self._pass_number += 1
+        self._place.set_epoch(epoch)
 
     # ------------------------------------------------------------------ state
 
@@ -208,13 +196,7 @@ class BucketBatchSampler:
         Raises:
             ValueError: when `next_batch` is negative or more than were drawn.
         """
-        position = self._position if next_batch is None else next_batch
-        if not 0 <= position <= self._position:
-            raise ValueError(
-                f"next_batch is {next_batch}, but {self._position} batches of epoch {self._epoch} were drawn; count the "
-                "batches of this epoch alone"
-            )
-        return {"version": _STATE_VERSION, "epoch": self._epoch, "position": position, **self._fingerprint()}
+        return self._place.state_dict(self._fingerprint(), next_batch=next_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state: the next iteration begins with the exact next batch.
@@ -222,20 +204,7 @@ class BucketBatchSampler:
         Raises:
             ValueError: naming everything in which data or settings differ from those of the state.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(f"sampler state has version {state.get('version')!r}; this release reads {_STATE_VERSION}")
-        here = _flat(self._fingerprint())
-        there = _flat({name: state.get(name) for name in self._fingerprint()})
-        differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
-        if state["position"] == 0 and differing == ["world_size"]:
-            differing = []  # at the beginning of an epoch nothing has been handed to ranks yet
-        if differing:
-            listed = "; ".join(f"{name}: state {there.get(name)!r}, here {here.get(name)!r}" for name in differing)
-            raise ValueError(
-                f"sampler state does not fit, because the plan would be another one ({listed}); restore these, or drop "
-                f"the state and begin an epoch with set_epoch({state['epoch'] + 1})"
-            )
-        self._go_to(int(state["epoch"]), int(state["position"]))
+        self._place.load_state_dict(state, self._fingerprint())
 
     def _fingerprint(self) -> dict[str, Any]:
         """All that a plan depends on besides the epoch."""
@@ -262,7 +231,7 @@ class BucketBatchSampler:
             budget=self._budget,
         )
         return PaddingReport(
-            epoch=self._epoch,
+            epoch=self.epoch,
             world_size=self.world_size,
             steps=len(plan),
             **asdict(costs),
@@ -277,7 +246,7 @@ class BucketBatchSampler:
         """Realised shares of the corpora of a mixture in this epoch."""
         if self._mixture is None:
             return ()
-        seconds = [float(self._data.durations_N[part].sum(dtype=np.float64)) for part in self._mixture.parts(self._epoch)]
+        seconds = [float(self._data.durations_N[part].sum(dtype=np.float64)) for part in self._mixture.parts(self.epoch)]
         quotas = self._mixture.quotas_G.tolist()
         return tuple(
             GroupShare(name, wanted, quota, quota / sum(quotas), part / sum(seconds))
@@ -334,9 +303,3 @@ def _check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value}; it must be above 0")
-
-
-def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint with the settings beside the rest, for naming what differs."""
-    settings = state.get("settings") or {}
-    return {**{name: value for name, value in state.items() if name != "settings"}, **settings}

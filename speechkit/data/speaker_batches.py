@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from speechkit.data.padding import PaddingReport
+from speechkit.data.position import Position
 
 IntArray = npt.NDArray[np.integer]
-
-_STATE_VERSION = 1
 
 
 class SpeakerBatchSampler:
@@ -80,7 +79,7 @@ class SpeakerBatchSampler:
         self.speakers_per_batch, self.utterances_per_speaker = speakers_per_batch, utterances_per_speaker
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self._plan: tuple[int, list[IntArray]] | None = None
-        self._epoch = self._position = self._resume_at = self._pass_number = 0
+        self._place = Position()
 
     # ------------------------------------------------------------------ the DataLoader's side
 
@@ -92,12 +91,12 @@ class SpeakerBatchSampler:
     @property
     def epoch(self) -> int:
         """The epoch being planned."""
-        return self._epoch
+        return self._place.epoch
 
     @property
     def position(self) -> int:
         """Batches of this epoch drawn so far, those before a restored state included."""
-        return self._position
+        return self._place.drawn
 
     def __len__(self) -> int:
         """Number of batches of this rank in this epoch, all of them also after a restore."""
@@ -105,28 +104,12 @@ class SpeakerBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Draws the batches of this epoch: all, or after `load_state_dict` the remaining ones."""
-        self._position = self._resume_at
-        self._pass_number += 1
-        return self._draw(self._batches()[self.rank :: self.world_size], self._position, self._pass_number)
-
-    def _draw(self, batches: list[IntArray], first: int, pass_number: int) -> Iterator[list[int]]:
-        for step, batch in enumerate(batches[first:], first + 1):
-            if pass_number == self._pass_number:  # an abandoned pass must not move the position of a newer one
-                self._position = step
-            yield batch.tolist()
-        if pass_number == self._pass_number:
-            self._resume_at = 0
+        own = self._batches()[self.rank :: self.world_size]
+        return self._place.begin_pass(lambda first: (batch.tolist() for batch in own[first:]))
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the beginning of an epoch. The epoch that it is in already stays as it is, position included."""
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; it must not be negative")
-        if epoch != self._epoch:
-            self._go_to(epoch, 0)
-
-    def _go_to(self, epoch: int, position: int) -> None:
-        self._epoch, self._position, self._resume_at = epoch, position, position
-        self._pass_number += 1
+        self._place.set_epoch(epoch)
 
     # ------------------------------------------------------------------ state
 
@@ -140,10 +123,7 @@ class SpeakerBatchSampler:
         Raises:
             ValueError: when `next_batch` is negative or more than were drawn.
         """
-        position = self._position if next_batch is None else next_batch
-        if not 0 <= position <= self._position:
-            raise ValueError(f"next_batch is {next_batch}, but {self._position} batches of epoch {self._epoch} were drawn")
-        return {"version": _STATE_VERSION, "epoch": self._epoch, "position": position, **self._fingerprint()}
+        return self._place.state_dict(self._fingerprint(), next_batch=next_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a state: the next iteration begins with the exact next batch.
@@ -151,14 +131,7 @@ class SpeakerBatchSampler:
         Raises:
             ValueError: naming everything in which data or settings differ from those of the state.
         """
-        here = {"version": _STATE_VERSION, **self._fingerprint()}
-        differing = [f"{name}: state {state.get(name)!r}, here {own!r}" for name, own in here.items() if state.get(name) != own]
-        if differing:
-            raise ValueError(
-                f"sampler state does not fit, because the plan would be another one ({'; '.join(differing)}); restore these, or "
-                "drop the state and begin the next epoch with set_epoch"
-            )
-        self._go_to(int(state["epoch"]), int(state["position"]))
+        self._place.load_state_dict(state, self._fingerprint())
 
     def _fingerprint(self) -> dict[str, Any]:
         """All that a plan depends on besides the epoch."""
@@ -183,7 +156,7 @@ class SpeakerBatchSampler:
         unused_U = np.ones(len(self._durations_U), np.bool_)
         unused_U[np.concatenate([*batches, np.array(self._excluded, np.int64)])] = False
         return PaddingReport(
-            epoch=self._epoch,
+            epoch=self.epoch,
             world_size=self.world_size,
             num_utterances=int(sizes_K.sum()),
             steps=len(self),
@@ -200,15 +173,15 @@ class SpeakerBatchSampler:
 
     def _batches(self) -> list[IntArray]:
         """The batches of all ranks in this epoch, W after each other for each step."""
-        if self._plan is None or self._plan[0] != self._epoch:
-            rng = np.random.default_rng([self.seed, self._epoch])
+        if self._plan is None or self._plan[0] != self.epoch:
+            rng = np.random.default_rng([self.seed, self.epoch])
             batches = _deal(self._members, self.speakers_per_batch, self.utterances_per_speaker, rng)
             if len(batches) < self.world_size:
                 raise ValueError(
                     f"there are {len(batches)} batches for {self.world_size} processes: lower speakers_per_batch="
                     f"{self.speakers_per_batch} or utterances_per_speaker={self.utterances_per_speaker}"
                 )
-            self._plan = self._epoch, batches[: len(batches) - len(batches) % self.world_size]
+            self._plan = self.epoch, batches[: len(batches) - len(batches) % self.world_size]
         return self._plan[1]
 
 

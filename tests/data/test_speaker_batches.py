@@ -122,6 +122,17 @@ def test_a_state_of_other_data_is_refused() -> None:
         build([6, 6, 6])[0].state_dict(next_batch=3)
 
 
+def test_the_beginning_of_an_epoch_may_go_to_other_ranks() -> None:
+    begun = build([20] * 4)[0]
+    begun.set_epoch(1)
+    other = build([20] * 4, world_size=2)[0]
+    other.load_state_dict(begun.state_dict())
+    assert other.epoch == 1
+    next(iter(begun))
+    with pytest.raises(ValueError, match="world_size: state 1, here 2"):
+        other.load_state_dict(begun.state_dict())
+
+
 def test_errors_name_the_field() -> None:
     with pytest.raises(ValueError, match="speakers_per_batch=1: must be at least 2"):
         build([4, 4], speakers_per_batch=1)
