@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from speechkit.audio import frames, mel
+from speechkit.audio.settings import differing_settings
 from speechkit.types import Seconds
 
 _PRESETS: dict[int, dict[str, Any]] = {
@@ -231,9 +232,7 @@ class MelSpectrogram(nn.Module):
         Raises:
             ValueError: settings differ; it names each field that does, with both values.
         """
-        here, there = self.settings(), other.settings() if isinstance(other, MelSpectrogram) else dict(other)
-        pairs = [(field, here.get(field, "nothing"), there.get(field, "nothing")) for field in sorted({*here, *there})]
-        differing = "; ".join(f"{field}={ours!r} against {theirs!r}" for field, ours, theirs in pairs if ours != theirs)
+        differing = differing_settings(self.settings(), other.settings() if isinstance(other, MelSpectrogram) else other)
         if differing:
             raise ValueError(
                 f"mel spectrograms of {name} and {other_name} differ: {differing}; use models trained on the same mel, or "

@@ -6,7 +6,7 @@ What a run's future depends on, and who keeps it in the checkpoint:
 - batches still to come: `ResumableLoader`, which counts the batches the trainer took, not the ones that workers
   prefetched; every augmentation is drawn from (seed, epoch, utterance id), so the epoch restores those;
 - random states of torch (CPU and CUDA), numpy and Python on every rank: `RandomStates`;
-- averages and the list of kept weights: their callbacks.
+- averages and the list of kept weights: their callbacks; settings of the features, which must stay: `Checkpointer`.
 
 Lightning restores its loops exactly only from certain points of the loop, so `Checkpointer` saves at those alone: after
 a batch that ended with an optimizer step and is followed by no validation, after a validation, and after an epoch. A
@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from speechkit.audio.settings import differing_settings
 from speechkit.training.average import average_states
 from speechkit.training.ema import evaluation_weights
 
@@ -166,6 +167,23 @@ class Checkpointer(Checkpoint):
         pl_module.load_state_dict(evaluation_weights(trainer, pl_module), strict=False)
         trainer.validate(pl_module, datamodule=datamodule, verbose=False)
         self._is_final = False
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Says what features the run has."""
+        if (features := getattr(pl_module, "features", None)) is not None:
+            checkpoint["features_settings"] = features.settings()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with other features.
+
+        Raises:
+            ValueError: it names the fields that differ.
+        """
+        if "features_settings" in checkpoint:
+            features: Any = pl_module.features
+            differing = differing_settings(features.settings(), checkpoint["features_settings"])
+            if differing:
+                raise ValueError(f"features differ from those of the run to resume: {differing}; give those, or a new run_dir")
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """Mean of the kept weights.

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from speechkit.data.corpora import prepare_corpus
-from speechkit.pretrained import load_vocoder
+from speechkit.pretrained import load_codec, load_vocoder
 from speechkit.text import espeak
 
 Run = Callable[[str, Sequence[str]], None]
@@ -142,3 +142,28 @@ def test_silent_and_damaged_recordings_are_named(voice: Path, tmp_path: Path, ru
         changed = {"data.train": tmp_path / f"{name}.jsonl"}
         with pytest.raises(SystemExit):
             run_recipe("train.py", _overrides("demo_fastspeech", voice, tmp_path / run, **changed))
+
+
+def test_other_mels_are_refused_by_field(
+    voice: Path, codec: Callable[[str], Path], tmp_path: Path, run_recipe: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lender = codec("demo_codec")
+    one_epoch = {"trainer.max_epochs": 1}
+    own = {"model.codec._pretrained_": lender, "features.log_floor": 1e-3}
+    with pytest.raises(SystemExit):
+        run_recipe("train.py", _overrides("demo_maskgct", voice, tmp_path / "borrow", **own))
+    assert "log_floor=0.001 against 1e-05" in capsys.readouterr().err
+    begin = {"init_from": lender, "init_prefix": "model.", "features.f_max": 7000.0}
+    with pytest.raises(SystemExit):
+        run_recipe("train.py", _overrides("demo_codec", voice, tmp_path / "init", **begin))
+    assert "f_max=7000.0 against 8000.0" in capsys.readouterr().err
+    run_recipe("train.py", _overrides("demo_codec", voice, tmp_path / "run", **one_epoch))
+    changed = _overrides("demo_codec", voice, tmp_path / "run", **{"features.log_floor": 1e-3})
+    with pytest.raises(SystemExit):
+        run_recipe("train.py", [*changed, "resume=true"])
+    assert "log_floor=0.001 against 1e-05" in capsys.readouterr().err
+    folder = tmp_path / "run/pretrained"
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("f_max: 8000.0", "f_max: 7500.0", 1))
+    with pytest.raises(ValueError, match=r"f_max=7500\.0 against 8000\.0"):
+        load_codec(folder)
