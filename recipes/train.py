@@ -28,6 +28,7 @@ from speechkit.data.text_data import training_sentences
 from speechkit.pretrained import init_from, save_pretrained
 from speechkit.pretrained_parts import fill_config, load_borrowed
 from speechkit.text.tokenizers import Tokenizer
+from speechkit.training.evaluation import Verification
 from speechkit.training.lit_module import LitModule
 from speechkit.training.resume import Checkpointer
 from speechkit.training.run import (
@@ -161,6 +162,14 @@ def sound(cfg: DictConfig) -> Job:
     return Job(source, parts, config, sound_facts)
 
 
+def speaker_encoder(cfg: DictConfig) -> Job:
+    """Speech of many speakers: features, and a model that tells who speaks."""
+    features = build(cfg.features)
+    sizes = {"num_mels": features.output_dim}
+    parts = {"features": features, "model": build(cfg.model, **sizes), "evaluation": Verification()}
+    return Job(build(cfg.data), parts, with_sizes(cfg.model, sizes), sound_facts)
+
+
 def build_borrowing(cfg: DictConfig, known: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """A model that may hold trained parts: its plain configuration, with what it takes of what is known, and itself."""
     taken = inspect.signature(get_class(cfg.model._target_)).parameters
@@ -177,6 +186,7 @@ PARTS = {
     "synthesizer": synthesizer,
     "vocoder": sound,
     "codec": sound,
+    "speaker_encoder": speaker_encoder,
 }
 
 
@@ -278,7 +288,7 @@ def synthesizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketData
 
 
 def sound_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:
-    """What the configuration of a vocoder or codec holds beside its model."""
+    """What the configuration of a vocoder, codec or speaker encoder holds beside its model."""
     features = OmegaConf.to_container(cfg.features, resolve=True)
     return {"features": features, "features_fingerprint": module.features.fingerprint()}
 

@@ -1,13 +1,15 @@
-"""Objective measures of synthetic speech against recordings: MCD, F0, voicing and duration errors.
+"""Objective measures of synthetic speech against recordings: MCD, F0, voicing and duration errors, and likeness of the voice.
 
     python scripts/score_tts.py pairs.jsonl
     python scripts/score_tts.py pairs.jsonl --sample-rate 16000 --rows rows.jsonl --json tts.json --worst 5
+    python scripts/score_tts.py pairs.jsonl --speaker-model exp/demo_speaker/pretrained
 
 Each row of pairs.jsonl has `id`, `ref_audio` and `audio`: the files of the recording and of the synthesis, relative to
 pairs.jsonl; one without samples is an error. Both are brought to one rate, and mel-cepstra are taken from the mel spectrogram
 for synthesis at that rate: compare figures of one rate only. Definitions are in speechkit/metrics/tts.py; sums over all
-utterances are divided once. Where rows have `audio_s` and `decode_s`, scripts/rtfx.py reports the speed. Exit status: 0, or
-2 for input that cannot be used.
+utterances are divided once. With a speaker encoder (`speechkit train experiment=<corpus>_speaker`) SECS is the cosine of its
+embeddings of both files, averaged over utterances; compare figures of one encoder only. Where rows have `audio_s` and
+`decode_s`, scripts/rtfx.py reports the speed. Exit status: 0, or 2 for input that cannot be used.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from speechkit.audio.io import load_audio
 from speechkit.audio.pitch import f0
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.metrics.hyps import read_hyps
-from speechkit.metrics.tts import SynthesisSums, measure_synthesis, sum_measures
+from speechkit.metrics.tts import SynthesisSums, measure_synthesis, speaker_similarity, sum_measures
+from speechkit.pretrained import load_speaker_encoder
+from speechkit.speaker_encoder import SpeakerEncoder
 
 _COLUMNS = {  # name in JSON -> heading and format of the table
     "mcd": ("MCD dB", "{:.2f}"),
@@ -39,6 +43,7 @@ _COLUMNS = {  # name in JSON -> heading and format of the table
     "voicing_error_rate": ("V/UV error %", "{:.2%}"),
     "duration_error_s": ("duration error s", "{:.3f}"),
     "relative_duration": ("relative %", "{:+.2%}"),
+    "speaker_similarity": ("SECS", "{:.3f}"),
 }
 
 
@@ -51,16 +56,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         mel = MelSpectrogram.preset(args.sample_rate)
         path = Path(args.pairs)
         pairs = read_hyps(path, texts=("ref_audio", "audio"))
+        encoder = None if args.speaker_model is None else load_speaker_encoder(args.speaker_model)
         bar = tqdm(pairs, unit="utt", disable=None, leave=False)
-        measures = {pair["id"]: measure_pair(pair, path.parent, mel, order=args.order) for pair in bar}
-        total = sum_measures(measures.values())
-        rows = [{"id": name, **figures(found, mel)} for name, found in measures.items()]
+        measures: list[SynthesisSums] = []
+        rows: list[dict[str, Any]] = []
+        for pair in bar:
+            measures.append(measure_pair(pair, path.parent, mel, order=args.order))
+            rows.append({"id": pair["id"], **figures(measures[-1], mel)})
+            if encoder is not None:
+                rows[-1]["speaker_similarity"] = measure_voice(pair, path.parent, encoder)
+        total = sum_measures(measures)
+        everything = {"id": "all", **figures(total, mel)}
+        if encoder is not None:
+            everything["speaker_similarity"] = sum(row["speaker_similarity"] for row in rows) / len(rows)
         if args.rows:
             Path(args.rows).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         if args.json:
             report = {
                 "path": str(path),
-                **figures(total, mel),
+                **{name: value for name, value in everything.items() if name != "id"},
                 "sums": asdict(total),
                 "order": args.order,
                 "mel": mel.settings(),
@@ -71,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"score_tts: {error}", file=sys.stderr)
         return 2
     worst = sorted(rows, key=lambda row: (-row["mcd"], row["id"]))[: args.worst]
-    _print_report(path, total, [{"id": "all", **figures(total, mel)}, *worst], args)
+    _print_report(path, total, [everything, *worst], args)
     return 0
 
 
@@ -84,6 +98,18 @@ def measure_pair(pair: Mapping[str, Any], folder: Path, mel: MelSpectrogram, *, 
     try:
         ref, syn = (_frames(folder / pair[name], mel) for name in ("ref_audio", "audio"))
         return measure_synthesis(*ref, *syn, order=order)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{pair['id']}: {error}") from error
+
+
+def measure_voice(pair: Mapping[str, Any], folder: Path, encoder: SpeakerEncoder) -> float:
+    """Cosine of the speaker embeddings of recording and synthesis.
+
+    Raises:
+        ValueError: a file cannot be read as audio; the message names the row.
+    """
+    try:
+        return speaker_similarity(*encoder.embed([folder / pair[name] for name in ("ref_audio", "audio")]))
     except (ValueError, OSError) as error:
         raise ValueError(f"{pair['id']}: {error}") from error
 
@@ -115,9 +141,10 @@ def _frames(path: Path, mel: MelSpectrogram) -> tuple[np.ndarray, np.ndarray]:
 
 def _print_report(path: Path, total: SynthesisSums, rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
     print(f"{path}: {total.utterances} utterances at {args.sample_rate} Hz, mel-cepstra 1 to {args.order}")
-    table = [["", *(heading for heading, _ in _COLUMNS.values())]]
+    columns = {name: column for name, column in _COLUMNS.items() if name in rows[0]}
+    table = [["", *(heading for heading, _ in columns.values())]]
     for row in rows:
-        cells = ["-" if row[name] is None else form.format(row[name]).rstrip("%") for name, (_, form) in _COLUMNS.items()]
+        cells = ["-" if row[name] is None else form.format(row[name]).rstrip("%") for name, (_, form) in columns.items()]
         table.append([row["id"], *cells])
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     for line in table:
@@ -131,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("pairs", help="JSONL with id, ref_audio and audio in each row")
     parser.add_argument("--sample-rate", type=int, default=22050, help="Hz: 16000, 22050 (default) or 24000")
     parser.add_argument("--order", type=int, default=24, help="number of mel-cepstra (default 24)")
+    parser.add_argument("--speaker-model", metavar="FOLDER", help="speaker encoder, for the likeness of voices")
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances of the highest MCD")
     parser.add_argument("--rows", metavar="FILE", help="write the figures of each utterance as JSONL")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")

@@ -1,15 +1,8 @@
-"""Pretrained folders: what a training run leaves behind and what `speechkit.load` reads.
+"""Models of pretrained folders: what `speechkit.load` makes of what a training run leaves behind.
 
-A folder holds::
-
-    config.yaml          what to build: features, model, decode, as `_target_` and arguments, plus facts about the training;
-                         for a language model, the model alone
-    model.safetensors    weights, keys "features.*" and "model.*"
-    tokenizer.json (+ tokenizer.model)
-    README.md            model card with the figures
-
-Nothing in a folder is trusted: weights are safetensors, and a config can only name objects that are defined in speechkit's
-own `audio`, `text`, `nn`, `search` and `models` packages (checked on the resolved object, not on its name).
+Nothing in a folder (`speechkit.pretrained_folder` has its layout) is trusted: weights are safetensors, and a config can only
+name objects that are defined in speechkit's own `audio`, `text`, `nn`, `search` and `models` packages (checked on the resolved
+object, not on its name).
 """
 
 from __future__ import annotations
@@ -19,91 +12,53 @@ import functools
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from speechkit.codec import Codec
 from speechkit.models.aed.model import AedModel
 from speechkit.models.aed.ranker import AedRanker
+from speechkit.pretrained_folder import (
+    ASSETS,
+    CONFIG,
+    PARTS,
+    WEIGHTS,
+    find_folder,
+    list_models,
+    read_config,
+    read_weights,
+    save_pretrained,
+)
 from speechkit.recognizer import Recognizer
 from speechkit.search.neural_lm import NeuralLm
+from speechkit.speaker_encoder import SpeakerEncoder
 from speechkit.synthesizer import Synthesizer
 from speechkit.text.tokenizers import Tokenizer, load_tokenizer
 
-ASSETS = Path(__file__).parent / "assets"
+__all__ = [
+    "ASSETS",
+    "find_folder",
+    "init_from",
+    "instantiate",
+    "list_models",
+    "load",
+    "load_codec",
+    "load_language_model",
+    "load_ranker",
+    "load_recognizer",
+    "load_speaker_encoder",
+    "load_synthesizer",
+    "load_vocoder",
+    "read_config",
+    "read_weights",
+    "save_pretrained",
+    "tokenizer_of",
+]
+
 ALLOWED_PACKAGES = ("speechkit.audio.", "speechkit.text.", "speechkit.nn.", "speechkit.search.", "speechkit.models.")
-CONFIG, WEIGHTS, CARD = "config.yaml", "model.safetensors", "README.md"
-PARTS = {  # of a config, by kind
-    "recognizer": ("features", "model", "decode"),
-    "language_model": ("model",),
-    "synthesizer": ("features", "frontend", "model", "decode"),
-    "vocoder": ("features", "model"),
-    "codec": ("features", "model"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A shipped model: the name to load it by, what it is, and the size of its weights in bytes."""
-
-    name: str
-    kind: str
-    family: str
-    languages: tuple[str, ...]
-    description: str
-    num_bytes: int
-
-
-def save_pretrained(
-    directory: str | Path,
-    *,
-    config: Mapping[str, Any],
-    state_dict: Mapping[str, Tensor],
-    tokenizer: Tokenizer | None,
-    card: str,
-) -> Path:
-    """Writes a pretrained folder.
-
-    Args:
-        directory: made when absent; files of the same names are replaced.
-        config: plain values only: "kind", the `PARTS` of this kind, and facts such as "languages" or "metrics".
-        state_dict: weights and buffers, keys starting with "features." or "model.".
-        tokenizer: saved beside the weights; None for models without text.
-        card: text of the model card (Markdown).
-
-    Returns:
-        The directory.
-
-    Raises:
-        ValueError: a needed part of `config` is missing, a key of `state_dict` has another prefix, or a value is no plain one.
-    """
-    directory = Path(directory)
-    missing = _missing(config)
-    if missing:
-        raise ValueError(f"config lacks {', '.join(missing)}: a pretrained folder could not be loaded again")
-    strangers = [key for key in state_dict if not key.startswith(("features.", "model."))]
-    if strangers:
-        raise ValueError(f"state_dict key {strangers[0]!r} starts with neither 'features.' nor 'model.'")
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    except yaml.representer.RepresenterError as error:
-        raise ValueError(
-            f"config holds a value that is not plain data: {error.args[-1]!r}; resolve it first"
-        ) from error
-    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state_dict.items()}
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / CONFIG).write_text(text, encoding="utf-8")
-    if tokenizer is not None:
-        tokenizer.save(directory)
-    (directory / CARD).write_text(card, encoding="utf-8")
-    return directory
 
 
 def load(
@@ -118,12 +73,14 @@ def load(
     Args:
         name: shipped names and folders need no network; hub names need `pip install "speechkit[hub]"`.
         device: "cpu", "cuda", ...; None takes the GPU when there is one.
-        dtype: what the model computes in: "float32", "bfloat16" or "float16"; features are always computed in float32.
-        vocoder: of a synthesiser: folder or name of a trained one; None for Griffin-Lim.
+        dtype: what the model computes in: "float32", "bfloat16" or "float16"; features are always computed in float32, and so
+            are codecs and speaker encoders.
+        vocoder: of a synthesiser or codec: folder or name of a trained one; None for Griffin-Lim.
 
     Returns:
-        A `speechkit.recognizer.Recognizer`, ready for `transcribe`, or a `speechkit.synthesizer.Synthesizer`, ready for
-        `synthesize`.
+        A `speechkit.recognizer.Recognizer`, ready for `transcribe`, a `speechkit.synthesizer.Synthesizer`, ready for
+        `synthesize`, a `speechkit.codec.Codec`, ready for `copy`, or a `speechkit.speaker_encoder.SpeakerEncoder`, ready for
+        `embed`.
 
     Raises:
         FileNotFoundError: there is no such folder or shipped model.
@@ -133,8 +90,14 @@ def load(
     kind = read_config(directory)["kind"]
     if kind == "synthesizer":
         return load_synthesizer(name, device=device, dtype=dtype, vocoder=vocoder)
+    if kind in ("codec", "speaker_encoder") and _dtype(dtype) != torch.float32:
+        raise ValueError(f"dtype={dtype}: {directory} holds a {kind}, which computes in float32; leave dtype out")
+    if kind == "codec":
+        return load_codec(name, device=device, vocoder=vocoder)
     if vocoder is not None:
         raise ValueError(f"vocoder={vocoder}: {directory} holds a {kind}, which makes no speech")
+    if kind == "speaker_encoder":
+        return load_speaker_encoder(name, device=device)
     return load_recognizer(name, device=device, dtype=dtype)
 
 
@@ -210,6 +173,34 @@ def load_vocoder(name: str | Path, *, device: str | torch.device | None = None) 
     model.mel.check_same(mel, name=f"the model in {directory}", other_name="its features")
     model.fold_weight_norm()
     return model.eval()
+
+
+def load_codec(
+    name: str | Path, *, device: str | torch.device | None = None, vocoder: str | Path | None = None
+) -> Codec:
+    """Loads a trained codec; arguments and errors as in `load`."""
+    directory = find_folder(name)
+    config = read_config(directory)
+    if config["kind"] != "codec":
+        raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not a codec")
+    mel, model, _ = _parts(directory, config, device, "float32")
+    trained = None if vocoder is None else load_vocoder(vocoder, device=device)
+    return Codec(mel=mel, model=model, vocoder=trained, name=str(name))
+
+
+def load_speaker_encoder(name: str | Path, *, device: str | torch.device | None = None) -> SpeakerEncoder:
+    """Loads a speaker encoder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is damaged, or holds no speaker encoder.
+    """
+    directory = find_folder(name)
+    config = read_config(directory)
+    if config["kind"] != "speaker_encoder":
+        raise ValueError(f"speaker encoder {name} is a folder with a {config['kind']}; give that of a speaker encoder")
+    features, model, _ = _parts(directory, config, device, "float32")
+    return SpeakerEncoder(features=features, model=model, name=str(name))
 
 
 def _parts(
@@ -336,46 +327,6 @@ def _load_named(options: Any, recognizer: Recognizer) -> Any:
     return options
 
 
-def list_models() -> list[ModelInfo]:
-    """The models that ship with the package, by name."""
-    models = []
-    for path in sorted(ASSETS.glob(f"*/{CONFIG}")):
-        config = read_config(path.parent)
-        models.append(
-            ModelInfo(
-                name=path.parent.name,
-                kind=config["kind"],
-                family=config["model"]["_target_"].split(".")[2],
-                languages=tuple(config.get("languages", ())),
-                description=config.get("description", ""),
-                num_bytes=(path.parent / WEIGHTS).stat().st_size,
-            )
-        )
-    return models
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The config of a pretrained folder.
-
-    Raises:
-        FileNotFoundError: no such folder, or no config in it.
-        ValueError: the config is not a mapping with the parts that are needed.
-    """
-    path = directory / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{directory} has no {CONFIG}: give a pretrained folder (a training run leaves one in <run>/pretrained)"
-        )
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    missing = _missing(config)
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not the config of a pretrained folder")
-    return config
-
-
 def instantiate(node: Any, *, where: str) -> Any:
     """Builds the object that a config node describes; a small, strict stand-in for Hydra at inference time.
 
@@ -419,33 +370,11 @@ def _resolve(path: Any, where: str) -> Any:
     return target
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """The weights of a pretrained folder.
-
-    Raises:
-        FileNotFoundError: they are missing.
-        ValueError: they are damaged.
-    """
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the pretrained folder is not complete")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): copy the folder again") from error
-
-
 def _load_weights(directory: Path, modules: nn.Module) -> None:
     try:
         modules.load_state_dict(read_weights(directory))
     except RuntimeError as error:
         raise ValueError(f"{directory / WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from error
-
-
-def _missing(config: Any) -> list[str]:
-    """What a config of its kind would need in addition."""
-    known: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
-    return [key for key in ("kind", *PARTS.get(str(known.get("kind")), PARTS["recognizer"])) if key not in known]
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -459,37 +388,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in known:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(known)}")
     return known[dtype]
-
-
-def find_folder(name: str | Path) -> Path:
-    """The folder of a name: a directory, a shipped model, or a snapshot of a hub repository.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return directory
-    shipped = ASSETS / str(name)
-    if "/" not in str(name) and (shipped / CONFIG).is_file():
-        return shipped
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _download(str(name))
-    names = ", ".join(sorted(path.parent.name for path in ASSETS.glob(f"*/{CONFIG}"))) or "none"
-    raise FileNotFoundError(f"no model {str(name)!r}: it is neither a folder nor a shipped model ({names})")
-
-
-def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f'no folder {name!r}; to load it from the Hugging Face Hub: pip install "speechkit[hub]"'
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD, "tokenizer.*"]))
-    except Exception as error:  # the hub raises many kinds: network, permissions, no such name
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(
-            f"{name!r} is no folder here, and the Hugging Face Hub did not give it: {reason}"
-        ) from error

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from speechkit.pretrained import find_folder, read_config, read_weights
+from speechkit.pretrained_folder import find_folder, read_config, read_weights
 
 _NODE, _PART = "_pretrained_", "part"
 

@@ -22,14 +22,14 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechkit.audio.io import AudioError, iter_audio, resample
+from speechkit.audio.inputs import iter_input
+from speechkit.audio.io import AudioError
 from speechkit.audio.regions import speech_regions
 from speechkit.search.longform import Window, plan_windows, stitch, trim_to_seams
 from speechkit.text.token_table import join_texts
@@ -285,7 +285,7 @@ class Recognizer:
 
         def blocks() -> Iterator[np.ndarray]:
             num_samples = 0
-            for block_N in self._blocks(item, sample_rate):
+            for block_N in iter_input(item, sample_rate=rate, given_rate=sample_rate, block_seconds=BLOCK_SECONDS):
                 num_samples += len(block_N)
                 lengths[index] = num_samples / rate
                 yield block_N
@@ -294,18 +294,6 @@ class Recognizer:
         found = speech_regions(blocks(), rate, whole=self.window_seconds, merge=self.merge_seconds, stride=stride)
         for start, wave_N in found:
             yield Region(index, start, wave_N)
-
-    def _blocks(self, item: Any, sample_rate: int | None) -> Iterator[np.ndarray]:
-        """The recording as mono blocks at the model's rate."""
-        if isinstance(item, (np.ndarray, Tensor)):
-            wave_N = _as_mono(item)
-            yield resample(wave_N, sample_rate, self.sample_rate) if sample_rate else wave_N
-        elif isinstance(item, (str, Path, bytes)) or hasattr(item, "read"):
-            yield from iter_audio(item, block_seconds=BLOCK_SECONDS, sample_rate=self.sample_rate)
-        else:
-            raise ValueError(
-                f"audio of type {type(item).__name__} is not understood: give a path, an open file, bytes, an array or a tensor"
-            )
 
     @torch.inference_mode()
     def _encode(self, region: Region) -> Tensor:
@@ -467,25 +455,3 @@ def _shift(word: Word, offset: Seconds) -> Word:
 
 def _round_to(value: float, factor: int) -> int:
     return max(factor, round(value / factor) * factor)
-
-
-def _as_mono(samples: np.ndarray | Tensor) -> np.ndarray:
-    """Float samples of one channel from an array or tensor; integers are scaled by their range.
-
-    Raises:
-        ValueError: more than two axes, or a type that holds no samples.
-        AudioError: NaN or infinite samples.
-    """
-    array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else samples
-    if np.issubdtype(array.dtype, np.integer):
-        array = array.astype(np.float32) / float(np.iinfo(array.dtype).max + 1)
-    elif not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"audio array of type {array.dtype}: give floating-point or integer samples")
-    if array.ndim == 2 and array.size:
-        array = array.mean(axis=int(np.argmin(array.shape)))
-    elif array.ndim != 1:
-        raise ValueError(f"audio array of shape {array.shape}: give one axis of samples, or two of which the shorter is channels")
-    wave_N = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(wave_N).all():
-        raise AudioError("audio array holds NaN or infinite samples: clean it first (numpy.nan_to_num)")
-    return wave_N

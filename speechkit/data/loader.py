@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from speechkit.data.sampler import BucketBatchSampler
+from speechkit.data.padding import PaddingReport
 from speechkit.types import Seconds
+
+
+class ResumableSampler(Protocol):
+    """Plans the batches of an epoch and can go on after any of them; `speechkit.data.sampler.BucketBatchSampler` is one."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch being planned."""
+
+    @property
+    def position(self) -> int:
+        """Batches of this epoch drawn so far, those before a restored state included."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the beginning of an epoch, if it is another one."""
+
+    def state_dict(self, *, next_batch: int | None = None) -> dict[str, Any]:
+        """State from which the next batch is the one of that number."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+
+    def padding_report(self) -> PaddingReport:
+        """What the batches of this epoch cost."""
 
 
 class ResumableLoader(DataLoader):
@@ -24,7 +52,7 @@ class ResumableLoader(DataLoader):
         options: what else `DataLoader` takes.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: BucketBatchSampler, **options: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: ResumableSampler, **options: Any) -> None:
         # The loader draws seeds for its workers, which we do not use; not from the global stream, which we do.
         super().__init__(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(0), **options)
         self.batches = sampler

@@ -111,10 +111,7 @@ class SpeechData:
 
     def valid_loader(self, *, rank: int, world_size: int) -> DataLoader:
         """Validation data: utterances by length, the same batches of one rank every time."""
-        utterances = [utterance for path in self.valid_manifests.values() for utterance in read_manifest(path)]
-        if not utterances:
-            raise ValueError(f"data.valid: {[str(path) for path in self.valid_manifests.values()]} hold no utterance")
-        dataset = self._dataset(utterances)
+        dataset = self._dataset(validation_utterances(self.valid_manifests))
         budget = self.valid_batch_seconds
         mine = validation_batches(dataset.durations, max_batch_seconds=budget, rank=rank, world_size=world_size)
         return DataLoader(dataset, batch_sampler=mine, generator=torch.Generator(), **self._worker_options())
@@ -175,6 +172,35 @@ def training_texts(train: Manifests, *, normalizer: str = "none", target_field: 
     for path in name_manifests(train).values():
         for utterance in read_manifest(path):
             yield from filter(None, map(normalize, (utterance.text, field_text(utterance, target_field))))
+
+
+def training_utterances(manifests: Mapping[str, Path], *, min_seconds: Seconds, max_seconds: Seconds) -> list[Utterance]:
+    """Utterances of the training manifests that last neither shorter nor longer; says how many are left out.
+
+    Raises:
+        ValueError: none is left.
+    """
+    kept: list[Utterance] = []
+    for name, path in manifests.items():
+        part, report = filter_manifest(read_manifest(path), min_duration=min_seconds, max_duration=max_seconds)
+        if report.num_left_out:
+            print(f"data.train {name}: {report.summary()}", flush=True)
+        kept += part
+    if not kept:
+        raise ValueError(f"data.train: no utterance of {[*map(str, manifests.values())]} is left to train on")
+    return kept
+
+
+def validation_utterances(manifests: Mapping[str, Path]) -> list[Utterance]:
+    """All utterances of the validation manifests.
+
+    Raises:
+        ValueError: there is none.
+    """
+    utterances = [utterance for path in manifests.values() for utterance in read_manifest(path)]
+    if not utterances:
+        raise ValueError(f"data.valid: {[*map(str, manifests.values())]} hold no utterance")
+    return utterances
 
 
 def name_manifests(manifests: Manifests) -> dict[str, Path]:

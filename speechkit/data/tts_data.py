@@ -17,11 +17,10 @@ from speechkit.data.alignment import PHONES_FIELD, phone_boundaries, timed_phone
 from speechkit.data.collate import collate_tts
 from speechkit.data.dataset import SpeechDataset, field_text
 from speechkit.data.loader import ResumableLoader, validation_batches, worker_options
-from speechkit.data.manifest import filter_manifest, read_manifest
 from speechkit.data.padding import PaddingReport
 from speechkit.data.prosody import ProsodyIndex, ProsodyStats, compile_prosody
 from speechkit.data.sampler import BucketBatchSampler
-from speechkit.data.speech_data import Manifests, name_manifests
+from speechkit.data.speech_data import Manifests, name_manifests, training_utterances, validation_utterances
 from speechkit.data.tts_dataset import Script, TtsDataset
 from speechkit.text.phonemes import is_boundary
 from speechkit.text.tokenizers import Tokenizer
@@ -101,21 +100,13 @@ class TtsData:
         if prosody:
             self.prosody = {"cache_dir": cache_dir, "f_min": f_min, "f_max": f_max, "channel": channel}
         self.reading: dict[str, Any] = {"sample_rate": mel.sample_rate, "channel": channel, "cache": cache}
-        self.limits: dict[str, Any] = {"min_duration": min_seconds, "max_duration": max_seconds}
+        self.limits: dict[str, Any] = {"min_seconds": min_seconds, "max_seconds": max_seconds}
         self.valid_batch_seconds, self.num_workers, self.on_error = valid_batch_seconds, num_workers, on_error
 
     @cached_property
     def train_utterances(self) -> list[Utterance]:
         """Training utterances within the limits."""
-        kept: list[Utterance] = []
-        for name, path in self.train_manifests.items():
-            part, report = filter_manifest(read_manifest(path), **self.limits)
-            if report.num_left_out:
-                print(f"data.train {name}: {report.summary()}", flush=True)
-            kept += part
-        if not kept:
-            raise ValueError(f"data.train: no utterance of {[*map(str, self.train_manifests.values())]} is left to train on")
-        return kept
+        return training_utterances(self.train_manifests, **self.limits)
 
     @cached_property
     def speakers(self) -> dict[str, int]:
@@ -151,10 +142,7 @@ class TtsData:
 
     def valid_loader(self, *, rank: int, world_size: int) -> DataLoader:
         """Validation data: utterances by length, the same batches of one rank every time."""
-        utterances = [utterance for path in self.valid_manifests.values() for utterance in read_manifest(path)]
-        if not utterances:
-            raise ValueError(f"data.valid: {[str(path) for path in self.valid_manifests.values()]} hold no utterance")
-        dataset = self._dataset(utterances, name="data.valid", like=self.train_dataset)
+        dataset = self._dataset(validation_utterances(self.valid_manifests), name="data.valid", like=self.train_dataset)
         mine = validation_batches(
             dataset.durations, max_batch_seconds=self.valid_batch_seconds, rank=rank, world_size=world_size
         )

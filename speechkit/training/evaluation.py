@@ -1,21 +1,39 @@
-"""What a validation measures: error rates of transcripts, perplexities of text, or the parts of a loss.
+"""What a validation measures: error rates of transcripts, perplexities of text, how well voices are told apart, or the parts
+of a loss.
 
-All add up over batches, sum over ranks, and divide once.
+All but voices, of which every pair counts, add up over batches, sum over ranks, and divide once.
 
-Shape legend: B batch, T frames, F mel bins, U tokens.
+Shape legend: B batch, T frames, F mel bins, U tokens, D embedding.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from speechkit.metrics.speaker import equal_error_rate, score_pairs
 from speechkit.metrics.wer import WerAccumulator
+from speechkit.models.speaker.infer import embed
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.types import AsrBatch, Hypothesis, LossOutput, TextBatch, TtsBatch
+
+
+class Evaluation(Protocol):
+    """What a validation measures."""
+
+    def update(self, model: Any, inputs: tuple[Tensor, ...], batch: Any, output: LossOutput) -> Any:
+        """Adds a batch; may return what was decoded, for callbacks to show."""
+
+    def take_sums(self) -> list[float]:
+        """The sums so far, which begin anew; as many on all ranks."""
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        """Metrics of sums of several ranks."""
 
 
 class ErrorRates:
@@ -110,3 +128,35 @@ class LossParts:
         """Metrics of sums of several ranks."""
         num_targets, *parts = sums
         return {f"valid/{name}": part / max(num_targets, 1.0) for name, part in zip(sorted(self._sums), parts, strict=True)}
+
+
+class Verification:
+    """Equal error rate over all pairs of the validation's utterances, valid/eer: is it one speaker, or are they two?
+
+    Ranks bring their embeddings together, so that it depends on neither batches nor ranks. Pairs grow with the square of the
+    utterances: 5,000 have 12 million.
+    """
+
+    def __init__(self) -> None:
+        self._own: list[tuple[str, int, Tensor]] = []  # id, speaker, embedding
+        self._all: list[tuple[str, int, Tensor]] = []
+
+    def update(self, model: Any, inputs: tuple[Tensor, ...], batch: TtsBatch, output: LossOutput) -> None:
+        """Embeds the utterances of a batch."""
+        embeddings_BD = embed(model, *inputs).cpu()
+        self._own += zip(batch.ids, batch.speakers_B.tolist(), embeddings_BD)
+
+    def take_sums(self) -> list[float]:
+        """Brings the utterances of all ranks together, and begins anew; nothing is left to add up."""
+        parts: list[Any] = [self._own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, self._own)
+        self._own, self._all = [], sorted((row for part in parts for row in part), key=lambda row: row[0])
+        return []
+
+    def metrics(self, sums: list[float]) -> dict[str, float]:
+        """Metrics of what `take_sums` brought together."""
+        _, speakers, embeddings = zip(*self._all)
+        scores_K, same_K = score_pairs(np.stack([embedding_D.numpy() for embedding_D in embeddings]), speakers)
+        return {"valid/eer": equal_error_rate(scores_K, same_K).rate}

@@ -3,6 +3,7 @@
     batch (waveforms) -> features -> augmentation (num_views copies) -> model.loss -> backward -> clip -> step
     batch (waveforms) -> features -> model.loss, infer -> summed losses and error counts, divided once per validation
     batch (speech and phones) -> mels -> model.loss -> ... -> summed losses and their parts
+    batch (speech and speakers) -> features -> model.loss -> ... -> summed losses, equal error rate of all pairs
     batch (text)      -> model.loss -> ...             -> summed losses, perplexities
 
 What to train is handed in ready-made; a family differs in its `model` and `infer` alone. Data come from a datamodule,
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from speechkit.text.tokenizers import Tokenizer
-from speechkit.training.evaluation import ErrorRates, LossParts, Perplexities
+from speechkit.training.evaluation import ErrorRates, Evaluation, LossParts, Perplexities
 from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
 from speechkit.training.optim import count_steps, parameter_groups
 from speechkit.training.statistics import fit_statistics
@@ -42,6 +43,8 @@ class LitModule(pl.LightningModule):
         features: waveforms to features; has `sample_rate` (Hz) and `frame_shift` (seconds). None for models of text.
         augment: features to augmented features, in training only; draws anew for every row. Only with features, as the next.
         infer: a recogniser's `infer`, with its options bound; None for models of speech that make no transcripts.
+        evaluation: what validations measure beside the loss; None for error rates where there is `infer`, perplexities of
+            models of text, and the parts of the loss of all others.
         on_nonfinite: what a NaN or infinite gradient does: "stop" training, or "skip" the step; both name the
             utterances.
 
@@ -59,6 +62,7 @@ class LitModule(pl.LightningModule):
         features: nn.Module | None = None,
         augment: nn.Module | None = None,
         infer: Callable[..., list[Hypothesis]] | None = None,
+        evaluation: Evaluation | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
@@ -77,7 +81,7 @@ class LitModule(pl.LightningModule):
         self.on_nonfinite = on_nonfinite
         self.num_skipped_steps = 0
         self._since_step: list[tuple[Tensor, tuple[str, ...]]] = []  # loss and ids of each accumulated batch
-        self._evaluation: Any = LossParts()
+        self._evaluation: Evaluation = LossParts() if evaluation is None else evaluation
         if infer is not None and tokenizer is not None:
             shift = float(self.features.frame_shift)
             self._evaluation = ErrorRates(infer=infer, tokenizer=tokenizer, frame_shift=shift)

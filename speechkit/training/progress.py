@@ -15,7 +15,7 @@ from speechkit.types import AsrBatch, TextBatch
 
 SPEED, TOKEN_SPEED, PADDING = "train/audio_s_per_s", "train/tokens_per_s", "train/padding_percent"
 SPEEDS = ((SPEED, "audio-s/s"), (TOKEN_SPEED, "tokens/s"))
-RATES, PERPLEXITIES = ("wer", "cer"), ("ppl", "word_ppl")  # of validations
+RATES, PERPLEXITIES = ("wer", "cer", "eer"), ("ppl", "word_ppl")  # of validations
 
 
 class SpeedMonitor(pl.Callback):

@@ -138,6 +138,7 @@ USES = {
     "synthesizer": ("speech synthesiser", ('speechkit synthesize "Good morning." --model "<this folder>" -o a.wav',)),
     "vocoder": ("vocoder", ('speechkit synthesize "Good morning." --vocoder "<this folder>" -o a.wav',)),
     "codec": ("speech codec", ('model.codec="{_pretrained_: <this folder>}" in the training of a synthesiser',)),
+    "speaker_encoder": ("speaker encoder", ("import speechkit", 'speechkit.load("<this folder>").embed(["a.wav", "b.wav"])')),
     "language_model": ("language model", ('speechkit decode decode=ctc_beam_lm decode.options.lm="<this folder>" ...',)),
 }  # what a model of a kind is, and lines that use it
 

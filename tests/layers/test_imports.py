@@ -16,9 +16,11 @@ LINES: list[set[str]] = [
     {"audio", "text", "kernels"},
     {"nn", "losses", "search", "metrics", "data"},
     {"models"},
-    {"training", "data.datamodule", "recognizer", "synthesizer", "aligner", "plots", "families", "transcripts", "doctor"},
-    {"pretrained"},
-    {"pretrained_parts"},
+    {"training", "data.datamodule", "recognizer", "synthesizer", "speaker_encoder"}
+    | {"codec", "aligner", "plots", "families", "transcripts", "doctor"},
+    {"pretrained_folder"},
+    {"pretrained", "pretrained_parts"},
+    {"readers"},
     {"cli", "recipes", "scripts"},
     {"__main__"},
 ]

@@ -9,8 +9,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from speechkit.audio.io import save_audio
+from speechkit.pretrained import instantiate, save_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,26 @@ def test_figures(score_tts: ModuleType, pairs: Path, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "3 utterances at 22050 Hz, mel-cepstra 1 to 24" in printed
     assert [line.split()[0] for line in printed.splitlines()[2:]] == ["all", "up", "long"]
+
+
+def test_likeness_of_voices(score_tts: ModuleType, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {
+        "kind": "speaker_encoder",
+        "features": {"_target_": "speechkit.audio.features.LogMel", "num_mels": 20},
+        "model": {"_target_": "speechkit.models.speaker.model.SpeakerModel", "num_mels": 20, "hidden_dim": 16},
+    }
+    torch.manual_seed(0)
+    modules = torch.nn.ModuleDict({name: instantiate(config[name], where=name) for name in ("features", "model")})
+    folder = save_pretrained(tmp_path / "model", config=config, state_dict=modules.state_dict(), tokenizer=None, card="")
+    files = ["--rows", str(tmp_path / "rows.jsonl"), "--json", str(tmp_path / "tts.json")]
+    assert score_tts.main([str(pairs), "--speaker-model", str(folder), *files]) == 0
+    values = [json.loads(line)["speaker_similarity"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert values[0] == pytest.approx(1.0)
+    assert values[1] < values[0]
+    assert json.loads((tmp_path / "tts.json").read_text())["speaker_similarity"] == pytest.approx(sum(values) / 3)
+    assert capsys.readouterr().out.splitlines()[1].endswith("SECS")
+    assert score_tts.main([str(pairs), "--speaker-model", "fsdd-ctc"]) == 2
+    assert "is a folder with a recognizer" in capsys.readouterr().err
 
 
 def test_unusable_input_is_named(score_tts: ModuleType, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Perplexities against their definition; sums begin anew; what is said of batches of text."""
+"""Perplexities and equal error rates against their definition; sums begin anew; what is said of batches of text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 
+from speechkit.metrics.speaker import equal_error_rate, score_pairs
+from speechkit.models.speaker.infer import embed
+from speechkit.models.speaker.model import SpeakerModel
 from speechkit.text.tokenizers import CharTokenizer
-from speechkit.training.evaluation import Perplexities
+from speechkit.training.evaluation import Perplexities, Verification
 from speechkit.training.guards import TrainingError, explain_oom
-from speechkit.types import LossOutput, TextBatch
+from speechkit.types import LossOutput, TextBatch, TtsBatch
 
 TOKENIZER = CharTokenizer(symbols=list(" ab"))
 ROWS = ["ab a", "b"]
@@ -45,3 +48,24 @@ def test_memory_running_out_on_text_is_explained() -> None:
     said = "2 sentences, the longest 4 tokens, 8 padded, the first x:1. Lower data.max_batch_tokens"
     with pytest.raises(TrainingError, match=said), explain_oom(make_batch(), None):
         raise MemoryError
+
+
+def speaker_batch(ids: list[str], speakers: list[int]) -> TtsBatch:
+    nothing_B, wave_BN = torch.zeros(len(ids), dtype=torch.int64), torch.zeros(len(ids), 0)
+    phones_BP = torch.zeros(len(ids), 0, dtype=torch.int64)
+    names = tuple(ids)
+    return TtsBatch(wave_BN, nothing_B, phones_BP, nothing_B, torch.tensor(speakers), nothing_B, names, names, names)
+
+
+def test_the_equal_error_rate_is_of_all_pairs() -> None:
+    torch.manual_seed(0)
+    model = SpeakerModel(num_mels=5, hidden_dim=8, num_layers=1, embedding_dim=4, segment_frames=6).eval()
+    feats, lens, speakers = 3 * torch.randn(9, 12, 5), torch.tensor([12, 3, 9, 8, 12, 5, 1, 7, 11]), [0, 1, 2, 0, 1, 2, 0, 1, 2]
+    expected = equal_error_rate(*score_pairs(embed(model, feats, lens).numpy(), speakers))
+    assert (expected.num_same, expected.num_different) == (9, 27)
+    evaluation = Verification()
+    for _ in range(2):  # it begins anew
+        for own in (slice(5, 9), slice(0, 5)):
+            ids = [f"u{row}" for row in range(9)][own]
+            evaluation.update(model, (feats[own], lens[own]), speaker_batch(ids, speakers[own]), output(0.0, 1))
+        assert evaluation.metrics(evaluation.take_sums()) == {"valid/eer": pytest.approx(expected.rate)}
