@@ -101,6 +101,13 @@ def exponential(optimizer: Optimizer, total_steps: int, *, warmup_steps: float, 
     return _schedule(optimizer, lambda step: min(step / warmup, final_factor ** _progress(step, warmup, total_steps)))
 
 
+def linear(optimizer: Optimizer, total_steps: int, *, warmup_steps: float, final_factor: float = 0.0) -> LambdaLR:
+    """Linear warm-up to `lr`, then a straight line down to `lr * final_factor` at the last step."""
+    warmup = _warmup(warmup_steps, total_steps)
+    slope = 1.0 - final_factor
+    return _schedule(optimizer, lambda step: min(step / warmup, 1.0 - slope * _progress(step, warmup, total_steps)))
+
+
 def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: float = 0) -> LambdaLR:
     """Linear warm-up to `lr`, which stays."""
     warmup = _warmup(warmup_steps, total_steps)

@@ -36,6 +36,7 @@ def test_noam_is_the_formula_of_the_paper() -> None:
         (lambda o: optim.cosine(o, 100, warmup_steps=0.1), 0.0),
         (lambda o: optim.cosine(o, 100, warmup_steps=10, final_factor=0.2), 0.1),
         (lambda o: optim.exponential(o, 100, warmup_steps=10, final_factor=0.01), 0.005),
+        (lambda o: optim.linear(o, 100, warmup_steps=10, final_factor=0.4), 0.2),
         (lambda o: optim.constant(o, 100, warmup_steps=10), 0.5),
         (lambda o: optim.inverse_sqrt(o, 100, warmup_steps=10), 0.5 * 0.1**0.5),
     ],
