@@ -20,7 +20,8 @@ class LanguageRules:
         short_months: abbreviated names, a point may follow.
         date: order of day (d), month (m) and year (y) in a date of numbers.
         written_date: a date with the name of its month, with {day}, {month}, {year}.
-        units: signs of units: one of them, more of them.
+        units: signs of units: one of them, more of them; with a point where it tells them from words.
+        scale_letters: letters for thousands, millions and more after an amount of money: their noughts, their word.
         currencies: signs of currencies: one, more, one of the smaller coin, more of it.
         amount: an amount with small coins, with {whole}, {cents}; coins without a name are a mere number.
         words: "point", "minus", "to" (between the ends of a range), "oh" (before single minutes, where it is said).
@@ -29,7 +30,7 @@ class LanguageRules:
         abbreviations: read as words everywhere.
         closing: those of them after which a capital begins a sentence.
         titles: likewise; never the last word of a sentence.
-        before_number: read as words before a number only; never the last word of a sentence.
+        before_number: read as words, or as a unit, before a number only; never the last word of a sentence.
         before_name: read as words before a capital only.
         roman_after: words after which Roman numerals are numbers.
         monarchs: names after which they are ordinals, or numbers.
@@ -42,6 +43,7 @@ class LanguageRules:
     date: str
     written_date: str
     units: dict[str, tuple[str, str]]
+    scale_letters: dict[str, tuple[int, str]]
     currencies: dict[str, tuple[str, str, str, str]]
     amount: str
     words: dict[str, str]
@@ -80,8 +82,10 @@ _EN = LanguageRules(
         "m²": ("one square meter", "square meters"), "km²": ("one square kilometer", "square kilometers"),
         "m³": ("one cubic meter", "cubic meters"), "°C": ("one degree Celsius", "degrees Celsius"),
         "°F": ("one degree Fahrenheit", "degrees Fahrenheit"), "°": ("one degree", "degrees"),
-        "%": ("one percent", "percent"),
+        "%": ("one percent", "percent"), "in.": ("one inch", "inches"),
     },
+    scale_letters={"k": (3, "thousand"), "K": (3, "thousand"), "m": (6, "million"), "M": (6, "million"), "mn": (6, "million"),
+                   "bn": (9, "billion"), "B": (9, "billion")},
     currencies={
         "$": ("one dollar", "dollars", "one cent", "cents"), "€": ("one euro", "euros", "one cent", "cents"),
         "£": ("one pound", "pounds", "one penny", "pence"), "¥": ("one yen", "yen", "one sen", "sen"),
@@ -102,7 +106,8 @@ _EN = LanguageRules(
             "capt.": "Captain", "lt.": "Lieutenant", "sgt.": "Sergeant", "rev.": "Reverend", "hon.": "Honorable",
             "sen.": "Senator", "gov.": "Governor", "pres.": "President"},
     before_number={"No.": "number", "Nos.": "numbers", "p.": "page", "pp.": "pages", "vol.": "volume", "Vol.": "volume",
-                   "fig.": "figure", "Fig.": "figure", "ch.": "chapter", "Ch.": "chapter", "ca.": "circa"},
+                   "fig.": "figure", "Fig.": "figure", "ch.": "chapter", "Ch.": "chapter", "ca.": "circa",
+                   "ft.": "ft", "lb.": "lb", "lbs.": "lbs"},
     before_name={"St.": "Saint", "Mt.": "Mount", "Ft.": "Fort"},
     roman_after=("Chapter", "Part", "Book", "Volume", "Act", "Scene", "Section", "War", "Type", "Phase", "Class", "Appendix"),
     monarchs=("Henry", "Louis", "Charles", "George", "Edward", "Elizabeth", "Richard", "William", "James", "Philip", "Paul",
@@ -132,6 +137,7 @@ _DE = LanguageRules(
         "m³": ("ein Kubikmeter", "Kubikmeter"), "°C": ("ein Grad Celsius", "Grad Celsius"),
         "°F": ("ein Grad Fahrenheit", "Grad Fahrenheit"), "°": ("ein Grad", "Grad"), "%": ("ein Prozent", "Prozent"),
     },
+    scale_letters={"k": (3, "Tausend"), "m": (6, "Millionen"), "M": (6, "Millionen"), "bn": (9, "Milliarden")},
     currencies={
         "€": ("ein Euro", "Euro", "", ""), "$": ("ein Dollar", "Dollar", "", ""), "£": ("ein Pfund", "Pfund", "", ""),
         "¥": ("ein Yen", "Yen", "", ""), "EUR": ("ein Euro", "Euro", "", ""), "USD": ("ein Dollar", "Dollar", "", ""),
@@ -179,6 +185,7 @@ _FR = LanguageRules(
         "m³": ("un mètre cube", "mètres cubes"), "°C": ("un degré Celsius", "degrés Celsius"),
         "°": ("un degré", "degrés"), "%": ("un pour cent", "pour cent"),
     },
+    scale_letters={"k": (3, "mille"), "M": (6, "millions"), "Md": (9, "milliards")},
     currencies={
         "€": ("un euro", "euros", "", ""), "$": ("un dollar", "dollars", "", ""), "£": ("une livre", "livres", "", ""),
         "EUR": ("un euro", "euros", "", ""), "USD": ("un dollar", "dollars", "", ""), "¥": ("un yen", "yens", "", ""),
@@ -218,6 +225,7 @@ _ES = LanguageRules(
         "m³": ("un metro cúbico", "metros cúbicos"), "°C": ("un grado Celsius", "grados Celsius"),
         "°": ("un grado", "grados"), "%": ("uno por ciento", "por ciento"),
     },
+    scale_letters={"k": (3, "mil"), "M": (6, "millones")},
     currencies={
         "€": ("un euro", "euros", "un céntimo", "céntimos"), "$": ("un dólar", "dólares", "un centavo", "centavos"),
         "£": ("una libra", "libras", "un penique", "peniques"), "¥": ("un yen", "yenes", "un sen", "sen"),

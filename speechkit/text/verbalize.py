@@ -11,6 +11,10 @@ What is read as what:
 - 5/17/2024 has the month first in English ("en-GB" and all others: the day), 2024-05-17 everywhere.
 - Roman numerals are numbers only after words such as "Chapter" or "War", and after names of kings and popes.
 - "10-15" is a range where the second is larger and both have at most two digits or exactly four; with an en dash always.
+  Between amounts of one kind ("50%-60%", "$5-$10", "10am-5pm", "5 km-10 km") every dash is.
+- "555-1234" is a telephone number, digit by digit, with or without an area code; not "500-1500", which may be a range.
+- "$3bn", "5m EUR": letters for millions count after or before a currency only ("5m" alone is meters); "10k" and "2bn" do.
+- "90s" are the nineties, never seconds; "1,000s" are thousands. "5 ft. tall" has no end of a sentence in it.
 """
 
 from __future__ import annotations
@@ -37,6 +41,10 @@ _MERIDIEM = r"\s?([AaPp])(\.[Mm]\.|[Mm]\b)"
 _AFTER_TIME = {"en": f"(?:{_MERIDIEM})?", "de": r"(?:\s?Uhr\b)?", "fr": "", "es": r"(?:\s?h\b)?"}
 _UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 _MARKUP = frozenset("*_~^|`\\<>{}")
+_THOUSANDS = r"(k|(?<=\d\d)K|bn)(?!\w)(?!\s(?:\w+\s)?gold\b)"  # not "4K" and carats
+_AMOUNT_ENDS = {"en": r"[AaPp]\.?[Mm]\.?", "de": "Uhr|ern?", "fr": r"h(?:\d\d)?", "es": "h"}
+_GOES_ON = re.compile(r"\s+[a-z\u00df-\u00ff]|[,;:]")  # a sentence, after a point
+_ROUND_PLURALS = {"10000": "tens of thousands", "100000": "hundreds of thousands"}
 _KEPT_SIGNS = frozenset("+=\u00b1\u00d7\u00f7\u00b0\u00a9\u00ae\u2122#")
 _MAX_DIGITS = 15
 
@@ -150,6 +158,7 @@ class _NumberReader:
         money = "|".join(re.escape(sign) if len(sign) == 1 else rf"\b{sign}\b" for sign in rules.currencies)
         months = "|".join(rules.months)
         scales = "|".join(_SCALES[base].split())
+        letters = "|".join(sorted(rules.scale_letters, key=len, reverse=True))
         after, monarchs = ("|".join(map(re.escape, words)) for words in (rules.roman_after, rules.monarchs))
         self._number = re.compile(number)
         dotted = r"(?:\.(?=\s+[a-z\u00e4\u00f6\u00fc]))?" if base == "de" else ""
@@ -158,15 +167,19 @@ class _NumberReader:
             (rf"\b({monarchs})\s+{_ROMAN}{_AFTER_ROMAN}{dotted}", self._monarch),
             (r"(?<![\d-])(\d{4})-(\d{2})-(\d{2})(?![\d-])", lambda m: self._date(m, *m.group(1, 2, 3))),
             (r"(?<![\d/.])(\d{1,2})([/.])(\d{1,2})\2(\d{4})(?!\d)", self._local_date),
-            *self._language_steps(months),
+            *self._range_steps(number, f"{units}|{letters}", money, f"(?:{letters}|\\s(?:{scales}))?"),
+            *self._language_steps(months, number),
+            (rf"({money})\s?({number})({letters})(?!\w)", lambda m: self._scaled(m[2], m[3], sign=m[1])),
+            (rf"({number})\s?({letters})(?=\s?(?:{money})(?!\w))", lambda m: self._scaled(m[1], m[2])),
+            (rf"(?<![\w.,])(?!401k)({number}){_THOUSANDS}", lambda m: self._scaled(m[1], m[2])),
             (rf"(?<![\d:.])(\d{{1,2}}):(\d{{2}})(?![\d:]){_AFTER_TIME[base]}", self._time),
             (r"(?<![\w.,/\u2013-])(\d+)([\u2013-])(\d+)(?![\d/\u2013-]|[.,]\d)", self._range),
             (r"(?<![\d./,])(\d/\d|[\u00bd\u00bc\u00be])(?![\d/])", lambda m: rules.fractions.get(m[0], m[0])),
             (r"(?<=\d)[\u00bd\u00bc\u00be]", lambda m: f" {'and ' if base == 'en' else ''}{rules.fractions[m[0]]}"),
-            (r"(?<![\w.,)])[-\u2212](?=\d)|\u2212(?=\d)", lambda m: f"{rules.words['minus']} "),
+            (r"(?<![\w.,)%\u00b0\u20ac])[-\u2212](?=\d)|\u2212(?=\d)", lambda m: f"{rules.words['minus']} "),
             (rf"({money})\s?({number})(?:\s({scales})\b)?", lambda m: self._money(m[2], m[1], m[3])),
             (rf"({number})(?:\s({scales})\b)?\s?({money})(?!\w)", lambda m: self._money(m[1], m[3], m[2])),
-            (rf"({number})(?:\s?(?!s\b)|\s)({units})(?!\w)", self._quantity),
+            (rf"({number})(?:\s?(?!s\b)|\s)({units})(?!\w)(\.(?!\w))?", self._quantity),
             (r"(?<![\d.,])\d+(?:\.\d+)+(?![.,]?\d)", self._dotted),
             (number, self._plain),
         ]
@@ -178,7 +191,23 @@ class _NumberReader:
             text = pattern.sub(read, text)
         return text
 
-    def _language_steps(self, months: str) -> list[tuple[str, Callable[[re.Match[str]], str]]]:
+    def _range_steps(self, number: str, units: str, money: str, scale: str) -> list[tuple[str, Callable[[re.Match[str]], str]]]:
+        """Dashes between two amounts, for which "to" is said, and those of telephone numbers."""
+        hour = r"\d{1,2}(?::\d{2})?"
+        to = f" {self._rules.words['to']} "
+        amount = rf"(?:\d{{1,2}}:)?{number}\s?(?:{money}|{units}|{_AMOUNT_ENDS[self._base]})"
+        steps: list[tuple[str, Callable[[re.Match[str]], str]]] = [
+            (rf"((?:{money})\s?{number}{scale})[\u2013-](?=(?:{money})\s?\d)", lambda m: m[1] + to),
+            (rf"({money})\s?({number})[\u2013-]({number})({scale})(?![\w\u2013-])", self._money_range),
+            (rf"(?<![\w.,])({amount})[\u2013-](?={amount}(?!\w))", lambda m: m[1] + to),
+            (r"(?<![\d:.,-])(\d{1,2}:\d{2})[\u2013-](?=\d{1,2}:\d{2}(?![\d:]))", lambda m: m[1] + to),
+            (r"(?<![\w.,/\u2013-])(?:(?:\+?1-)?\d{3}-\d{3}|[2-9]\d\d)-\d{4}(?![\w\u2013-]|[.,/]\d)", self._telephone),
+        ]
+        if self._base == "en":
+            steps.append((rf"(?<![\w:.,/-])({hour})[\u2013-](?={hour}{_MERIDIEM})", lambda m: m[1] + to))
+        return steps
+
+    def _language_steps(self, months: str, number: str) -> list[tuple[str, Callable[[re.Match[str]], str]]]:
         """What one language alone writes."""
         short = "|".join(sorted(self._rules.short_months, key=len, reverse=True))
         if self._base == "en":
@@ -189,7 +218,7 @@ class _NumberReader:
                 (rf"(?<![\d.,])(\d{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?({months})\b{year}",
                  lambda m: f"{self._ordinal(int(m[1]))} of {m[2]}" + (f" {self._year(m[3])}" if m[3] else "")),
                 (r"(?<!\d)(\d{1,15})(?:st|nd|rd|th)\b", lambda m: self._ordinal(int(m[1]))),
-                (r"(?<![\d,.])(\d{3}0)s\b", lambda m: re.sub("y$", "ie", self._year(m[1])) + "s"),
+                (r"(?<![\d,.])['\u2018\u2019]?(\d{1,3}(?:,\d{3})*,\d\d0|\d+0)s\b", self._english_plural),
                 (rf"(?<![\d:.])(\d{{1,2}}){_MERIDIEM}", lambda m: f"{self._cardinal(int(m[1]))}{_meridiem(m, 2)}"),
                 (r"#(?=\d)", lambda m: "number "),
             ]  # fmt: skip
@@ -201,6 +230,7 @@ class _NumberReader:
                 (r"\b(?i:(der|die|das|dem|den|des|am|zum|im|vom|beim))\s(\d{1,3})\.\s(?=\w)", self._german_ordinal),
                 (r"(?<![\d.,])(\d{1,2})\.(\d{2})\sUhr\b", self._time),
                 (r"(?<![\d.,])1(?=\sUhr\b)", lambda m: "ein"),
+                (rf"(?<![\d.,])({number})er(n?)\b", lambda m: f"{'eins' if m[1] == '1' else self._value(m[1])}er{m[2]}"),
             ]
         if self._base == "fr":
             return [
@@ -239,10 +269,32 @@ class _NumberReader:
         return f"{spoken} {self._rules.words['point']} {after}"
 
     def _plain(self, match: re.Match[str]) -> str:
-        number = match[0]
+        return _apart(match, self._value(match[0]))
+
+    def _value(self, number: str) -> str:
+        """The words of a number that stands alone, which may be a year."""
         last_year = {"en": 2099, "de": 1999}.get(self._base, 0)
         is_year = len(number) == 4 and number.isdigit() and 1100 <= int(number) <= last_year
-        return _apart(match, self._year(number) if is_year else self._words(number))
+        return self._year(number) if is_year else self._words(number)
+
+    def _english_plural(self, match: re.Match[str]) -> str:
+        digits = match[1].replace(",", "")
+        if len(digits) > _MAX_DIGITS or digits[0] == "0":
+            return match[0]
+        is_year = len(match[1]) == 4 and digits > "1000"
+        spoken = self._year(digits) if is_year else self._cardinal(int(digits))
+        if digits.strip("0") == "1":
+            spoken = spoken.removeprefix("one ")
+        return _ROUND_PLURALS.get(digits) or re.sub("y$", "ie", spoken) + "s"
+
+    def _scaled(self, number: str, letters: str, *, sign: str = "") -> str:
+        """An amount of thousands, millions ... with its noughts, or with their name, for the steps that follow to read."""
+        zeros, name = self._rules.scale_letters[letters]
+        whole, _, decimals = number.partition(self._rules.decimal)
+        digits = "".join(filter(str.isdigit, whole + decimals))
+        if decimals and (zeros > 3 or len(decimals) > zeros):
+            return f"{sign}{number} {name}"
+        return f"{sign}{digits}{'0' * (zeros - len(decimals))}"
 
     def _counted(self, number: str, one: str, more: str) -> str:
         """So many of something."""
@@ -257,7 +309,11 @@ class _NumberReader:
         return f"{words} {link}{more}"
 
     def _quantity(self, match: re.Match[str]) -> str:
-        return _apart(match, self._counted(match[1], *self._rules.units[match[2]]))
+        unit = match[2]
+        ends = (match[3] is not None or unit.endswith(".")) and not _GOES_ON.match(match.string, match.end())
+        if f"{unit.rstrip('.')}." in self._rules.before_number:  # "5ft. 3in."
+            ends = ends and re.match(r"\s?\d", match.string[match.end() :][:2]) is None
+        return _apart(match, self._counted(match[1], *self._rules.units[unit])) + "." * ends
 
     def _money(self, number: str, sign: str, scale: str | None) -> str:
         one, more, coin, coins = self._rules.currencies[sign]
@@ -281,6 +337,16 @@ class _NumberReader:
         first, dash, second = match.groups()
         close = int(first) < int(second) and (len(second) <= 2 or len(first) == len(second) == 4) if dash == "-" else True
         return f"{first} {self._rules.words['to']} {second}" if close else match[0]
+
+    def _money_range(self, match: re.Match[str]) -> str:
+        sign, first, second, scale = match.groups()
+        return f"{sign}{first}{scale} {self._rules.words['to']} {sign}{second}{scale}"
+
+    def _telephone(self, match: re.Match[str]) -> str:
+        groups = match[0].removeprefix("+").split("-")
+        if len(groups) == 2 and all(group.endswith("0") for group in groups):
+            return match[0]
+        return ", ".join(map(self._digits, groups))
 
     def _local_date(self, match: re.Match[str]) -> str:
         first, sign, second, year = match.groups()

@@ -83,3 +83,7 @@ def test_time_grows_with_the_text_alone(unit: str) -> None:
     begin = time.process_time()
     split_text(text, max_chars=50)
     assert time.process_time() - begin < 2.0
+
+
+def test_feet_and_inches_stay_together() -> None:
+    assert split_text("He is 5 ft. 3 in. tall. She left.") == ["He is 5 ft. 3 in. tall.", "She left."]

@@ -35,8 +35,25 @@ ENGLISH = {
     "St. Louis etc. The end, etc.": "Saint Louis et cetera. The end, et cetera.",
     "at 5pm. At 9:00 a.m. He; 7:00, 25:00": "at five PM. At nine AM. He; seven o'clock, twenty-five:zero zero",
     "$3 million and £0.99, €1, $2,000": "three million dollars and ninety-nine pence, one euro, two thousand dollars",
-    "1914-1918, 5–10 km, 555-1234":
-        "nineteen fourteen to nineteen eighteen, five to ten kilometers, five hundred and fifty-five-twelve thirty-four",
+    "1914-1918, 5–10 km": "nineteen fourteen to nineteen eighteen, five to ten kilometers",
+    "50%-60%, $5-$10, $5-10, 10am-5pm, 9-5pm, 10:30–11:00; 5°C-10°C":
+        "fifty percent to sixty percent, five dollars to ten dollars, five dollars to ten dollars, ten AM to five PM, "
+        "nine to five PM, ten thirty to eleven o'clock; five degrees Celsius to ten degrees Celsius",
+    "£5m, $3bn, $2M, €2.5bn, $1m, $10-20m, 5 m, 5m":
+        "five million pounds, three billion dollars, two million dollars, two point five billion euros, one million dollars, "
+        "ten million dollars to twenty million dollars, five meters, five meters",
+    "10k, 10K, 2.5k, 2bn people, 4K, 18k gold, my 401k":
+        "ten thousand, ten thousand, two thousand five hundred, two billion people, four K, eighteen k gold, "
+        "my four hundred and one k",
+    "He is 5 ft. 3 in. tall. She is 5ft. 2in. It weighs 2 lbs. 4 oz.; 10 min. later":
+        "He is five feet three inches tall. She is five feet two inches. It weighs two pounds four ounces; ten minutes later",
+    "5 km. 3 men, 5 in the box": "five kilometers. three men, five in the box",
+    "the 90s, the '90s, 1980s-1990s, 1,000s, 100s, 10,000s, 120s":
+        "the nineties, the nineties, nineteen eighties to nineteen nineties, thousands, hundreds, tens of thousands, "
+        "one hundred and twenties",
+    "555-1234; +1-800-555-1230; 555-123-4567; 500-1500":
+        "five five five, one two three four; one, eight zero zero, five five five, one two three zero; "
+        "five five five, one two three, four five six seven; five hundred-fifteen hundred",
     "17th of May 2024, 3rd May, the 21st, Jan. 2":
         "seventeenth of May twenty twenty-four, third of May, the twenty-first, January second",
     "1,000,000.25; #7; 0.5 kg; 1 km": "one million point two five; number seven; zero point five kilograms; one kilometer",
@@ -52,6 +69,11 @@ GERMAN = {
         "am siebzehnten Mai zweitausendvierundzwanzig, zwanzig Millionen Euro, drei Punkt fünf, und so weiter. Dann",
     "um 2.30 Uhr, um 1 Uhr, um 1:00": "um zwei Uhr dreißig, um ein Uhr, um ein Uhr",
     "von 10 bis 20. Dann bis 3. Mai": "von zehn bis zwanzig. Dann bis dritten Mai",
+    "die 1990er, 80er-Jahre, in den 1920ern, ein 1er":
+        "die neunzehnhundertneunziger, achtziger-Jahre, in den neunzehnhundertzwanzigern, ein einser",
+    "50%-60%, 5€-10€, 10-12 Uhr, 10:00-12:00 Uhr, 10k, 5 M€, 5 min. später":
+        "fünfzig Prozent bis sechzig Prozent, fünf Euro bis zehn Euro, zehn bis zwölf Uhr, zehn Uhr bis zwölf Uhr, zehntausend, "
+        "fünf Millionen Euro, fünf Minuten später",
     "Es war 1984. Dann kam -5 °C.": "Es war neunzehnhundertvierundachtzig. Dann kam minus fünf Grad Celsius.",
 }  # fmt: skip
 FRENCH = {
@@ -61,6 +83,8 @@ FRENCH = {
     "1 234,5 km, le 1er mai, Louis XIV au XIXe siècle, 80 %":
         "mille deux cent trente-quatre virgule cinq kilomètres, le premier mai, Louis quatorze au dix-neuvième "
         "siècle, quatre-vingts pour cent",
+    "50%-60%, 10h-12h30, 3 M€":
+        "cinquante pour cent à soixante pour cent, dix heures à douze heures trente, trois millions d'euros",
     "3 millions d'euros, 2000000 €, 5 m. Il": "trois millions d'euros, deux millions d'euros, cinq mètres. Il",
 }  # fmt: skip
 SPANISH = {
@@ -69,6 +93,7 @@ SPANISH = {
         "euros con cincuenta céntimos.",
     "21 km, siglo XIX, Felipe II, 1.º, 2.ª, 3.er, 50 %":
         "veintiún kilómetros, siglo diecinueve, Felipe segundo, primero, segunda, tercer, cincuenta por ciento",
+    "10€-20€, 3 M€": "diez euros a veinte euros, tres millones de euros",
     "EE. UU. y p. ej. 1.234,5": "Estados Unidos y por ejemplo mil doscientos treinta y cuatro coma cinco",
 }  # fmt: skip
 BY_LANGUAGE = {"en": ENGLISH, "de": GERMAN, "fr": FRENCH, "es": SPANISH}
@@ -146,7 +171,7 @@ def test_any_text(text: str, lang: str) -> None:
     assert verbalize(again, lang) == again
 
 
-@pytest.mark.parametrize("unit", ["1", "1.", "1,", "1-", "1:", " 1", "I ", "$", "1/", "a.", "1 h", "5%", "XIV ", "- "])
+@pytest.mark.parametrize("unit", ["1", "1.", "1,", "1-", "1:", " 1", "I ", "$", "1/", "a.", "1 h", "5%", "XIV ", "- ", "0", "5%-", "$5-", "1 ft. ", "123-"])
 @pytest.mark.parametrize("lang", RULES)
 def test_time_grows_with_the_text_alone(lang: str, unit: str) -> None:
     text = (unit * 4000)[:4000]
