@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from speechkit.audio.silence import Silence
 from speechkit.search.ctc_align import Alignment, ctc_align
+from speechkit.text.known_phones import KnownPhones
 from speechkit.text.normalize import get_normalizer
-from speechkit.text.phonemes import is_boundary, strip_stress
+from speechkit.text.phonemes import is_boundary
 from speechkit.text.tokenizers import BLANK, PhonemeTokenizer, Tokenizer
 from speechkit.text.word_spans import text_words, word_spans
 from speechkit.types import Seconds
@@ -322,7 +323,7 @@ class _Scribe:
 
     def __init__(self, frontend: PhoneFrontEnd, tokenizer: Tokenizer) -> None:
         self.frontend = frontend
-        self._ids = {name: i for i, name in enumerate(tokenizer.pieces(range(tokenizer.vocab_size)))}
+        self._known = KnownPhones(tokenizer.pieces(range(tokenizer.vocab_size)))
         self._read: dict[tuple[str, str | None], list[str]] = {}
 
     def script(self, text: str, lang: str | None, *, words: Sequence[str] | None = None) -> _Script:
@@ -341,16 +342,16 @@ class _Scribe:
         return _Script(symbols, written, owners)
 
     def ids(self, symbols: Sequence[str]) -> list[int]:
-        """Ids of symbols, without stress where the model knows none.
+        """Ids of symbols, or of the same sounds with other or no stress where the model knows these.
 
         Raises:
             ValueError: the model does not know some.
         """
-        found = [self._ids.get(symbol, self._ids.get(strip_stress(symbol))) for symbol in symbols]
-        unknown = sorted({symbol for symbol, i in zip(symbols, found) if i is None})
+        found = [self._known.same_sound(symbol) for symbol in symbols]
+        unknown = sorted({symbol for symbol, name in zip(symbols, found) if name is None})
         if unknown:
             raise ValueError(f"the model does not know the phones {' '.join(unknown[:10])}; use the front end it learnt by")
-        return [i for i in found if i is not None]
+        return self._known.ids([name for name in found if name is not None])
 
     def sound_ids(self, symbols: Sequence[str]) -> list[int]:
         """Ids of the symbols that are no boundaries."""

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from speechkit.audio.io import load_audio, resample
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.models.vocoder.griffin_lim import GriffinLim
-from speechkit.text.tokenizers import Tokenizer
+from speechkit.text.known_phones import KnownPhones, describe
+from speechkit.text.tokenizers import PhonemeTokenizer, Tokenizer
 from speechkit.types import Seconds, Synthesis, TimedPhone, TtsInputs, TtsOutput
 
 FIRST_CHARS = 60  # of the first piece of a stream, so that the first sound comes early
@@ -123,6 +124,11 @@ class Synthesizer:
         max_chars: int = 200,
     ) -> None:
         self.mel, self.frontend, self.tokenizer = mel, frontend, tokenizer
+        self._known: KnownPhones | None = None
+        if isinstance(tokenizer, PhonemeTokenizer):
+            self._known = KnownPhones(tokenizer.pieces(range(tokenizer.vocab_size)))
+        self._replaced: dict[str, list[str]] = {}  # phones that the model does not know, and what is said for them
+        self._num_told = 0  # of these
         self.model: Any = model.eval()
         self.infer, self.options = infer, options
         self.speakers, self.languages = tuple(speakers), tuple(languages)
@@ -232,6 +238,7 @@ class Synthesizer:
         numbers = [_number(speaker, self.speakers, "speaker") for speaker in speakers]
         prompt = self._prompt(asked)
         pieces = [piece for index, text in enumerate(texts) for piece in self._pieces(index, text, asked.language)]
+        self._tell_replaced()
         made: dict[int, Synthesis] = {}
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].phones))
         for first in range(0, len(order), batch_size):
@@ -260,12 +267,29 @@ class Synthesizer:
         lang = language or self.frontend.lang
         found = False
         for part in self.frontend.split(text, max_chars=self.max_chars, lang=language):
-            symbols = self.frontend.phones(part, lang=language)
+            symbols = self._phones(part, language)
             if symbols:
                 found = True
                 yield _Piece(index, symbols, self.tokenizer.encode(" ".join(symbols)), lang)
         if not found:
             warnings.warn(f"text={text!r} has nothing to say: its speech is empty", stacklevel=4)
+
+    def _phones(self, text: str, language: str | None) -> list[str]:
+        """Phones of a text, by those that the model knows."""
+        symbols = self.frontend.phones(text, lang=language)
+        if self._known is None:
+            return symbols
+        for symbol in symbols:
+            if self._known.stand_in(symbol) != [symbol]:
+                self._replaced.setdefault(symbol, self._known.stand_in(symbol))
+        return self._known.said(symbols)
+
+    def _tell_replaced(self) -> None:
+        """Warns of phones that were replaced, of each once."""
+        new = dict(list(self._replaced.items())[self._num_told :])
+        self._num_told = len(self._replaced)
+        if new:
+            warnings.warn(f"{self.name or 'this model'} was not trained on the phones {describe(new)}", stacklevel=4)
 
     def _prompt(self, asked: _Asked) -> _Prompt | None:
         """The voice to imitate, read."""
@@ -281,7 +305,7 @@ class Synthesizer:
         if len(wave_N) > PROMPT_SECONDS * self.sample_rate:
             seconds = len(wave_N) / self.sample_rate
             raise ValueError(f"the prompt lasts {seconds:.1f} s; give at most {PROMPT_SECONDS:.0f} s, and the text of these")
-        symbols = self.frontend.phones(asked.prompt_text, lang=asked.language)
+        symbols = self._phones(asked.prompt_text, asked.language)
         return _Prompt(torch.from_numpy(wave_N), self.tokenizer.encode(" ".join(symbols)))
 
     @torch.inference_mode()

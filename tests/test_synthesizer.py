@@ -128,6 +128,36 @@ def test_odd_texts(voice: Synthesizer, text: str) -> None:
     assert len(made.wave)
 
 
+def test_phones_that_the_model_never_saw_are_said_by_others_and_named_once() -> None:
+    """<unk> was said for them, without a word."""
+    known = PhonemeTokenizer(symbols=[".", "h", "\u0259", "l", "\u02c8o\u028a", "\u02c8\u0254", "\u026a", "b"])
+    model = FastSpeechModel(**{**SIZES, "vocab_size": known.vocab_size}).eval()
+    heard: list[list[int]] = []
+
+    def spy(model: FastSpeechModel, inputs: Any, **options: Any) -> Any:
+        heard.append(inputs.phones_BP[0].tolist())
+        return infer(model, inputs, **options)
+
+    small = Synthesizer(mel=MEL, model=model, frontend=FrontEnd(**FRONTEND), tokenizer=known, infer=spy, name="small",
+                        options=FastSpeechOptions(), vocoder=GriffinLim(mel=MEL, num_iterations=0))  # fmt: skip
+    text = "{h \u0259 l o\u028a ! b \u02c8\u0254\u026a | x}!"
+    with pytest.warns(UserWarning, match="small was not trained on") as caught:
+        made = small.synthesize(text)
+    told = str(caught[0].message)
+    assert "! (said as .)" in told
+    assert "o\u028a (said as \u02c8o\u028a)" in told
+    assert "\u02c8\u0254\u026a (said as \u02c8\u0254 \u026a), x (left out)" in told
+    said = "| h \u0259 l \u02c8o\u028a . b \u02c8\u0254 \u026a ."
+    assert [phone.symbol for phone in made.alignment] == said.split()
+    assert heard == [known.encode(said)]
+    assert known.unk_id not in heard[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small.synthesize(text)
+    with pytest.warns(UserWarning, match="nothing to say"):
+        assert not len(small.synthesize("{x}").wave)
+
+
 def test_wrong_arguments_are_named(voice: Synthesizer) -> None:
     with pytest.raises(ValueError, match="speaker='carl' is not known; choose one of 'anna', 'ben'"):
         voice.synthesize("hm", speaker="carl")
