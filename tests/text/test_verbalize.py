@@ -171,7 +171,10 @@ def test_any_text(text: str, lang: str) -> None:
     assert verbalize(again, lang) == again
 
 
-@pytest.mark.parametrize("unit", ["1", "1.", "1,", "1-", "1:", " 1", "I ", "$", "1/", "a.", "1 h", "5%", "XIV ", "- ", "0", "5%-", "$5-", "1 ft. ", "123-"])
+@pytest.mark.parametrize(
+    "unit",
+    ["1", "1.", "1,", "1-", "1:", " 1", "I ", "$", "1/", "a.", "1 h", "5%", "XIV ", "- ", "0", "5%-", "$5-", "1 ft. ", "123-"],
+)
 @pytest.mark.parametrize("lang", RULES)
 def test_time_grows_with_the_text_alone(lang: str, unit: str) -> None:
     text = (unit * 4000)[:4000]
