@@ -22,10 +22,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.data.datamodule import BucketDataModule, DataSource
 from speechkit.data.speech_data import training_texts
 from speechkit.data.text_data import training_sentences
-from speechkit.pretrained import init_from, save_pretrained
+from speechkit.pretrained import find_folder, init_from, read_config, save_pretrained
+from speechkit.pretrained import instantiate as rebuild
 from speechkit.pretrained_parts import fill_config, load_borrowed
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.training.evaluation import Verification
@@ -41,6 +43,7 @@ from speechkit.training.run import (
     write_json,
 )
 
+LEAST_MAX_CHARS = 100  # of a piece of text in synthesis, however short the texts of training are
 build = functools.partial(instantiate, _convert_="all")  # nothing we call sees a DictConfig
 
 
@@ -74,6 +77,8 @@ def train(cfg: DictConfig) -> float:
         on_nonfinite=cfg.on_nonfinite,
     )
     if cfg.init_from is not None and checkpoint is None:
+        if isinstance(module.features, MelSpectrogram):
+            check_features(module.features, find_folder(cfg.init_from))
         print(init_from(module, cfg.init_from, prefix=cfg.init_prefix), flush=True)
     datamodule = BucketDataModule(job.source)
     callbacks = [callback for callback in build(cfg.callbacks).values() if callback is not None]
@@ -147,7 +152,7 @@ def synthesizer(cfg: DictConfig) -> Job:
     }
     if source.stats is not None:
         known["log_f0_std"] = source.stats.log_f0_std
-    config, model = build_borrowing(cfg, known)
+    config, model = build_borrowing(cfg, known, mel)
     parts = {"features": mel, "model": model, "tokenizer": source.tokenizer}
     return Job(source, parts, config, synthesizer_facts)
 
@@ -157,7 +162,7 @@ def sound(cfg: DictConfig) -> Job:
     mel = build(cfg.features)
     source = build(cfg.data, mel=mel)
     features: Any = OmegaConf.to_container(cfg.features, resolve=True)
-    config, model = build_borrowing(cfg, {"num_mels": mel.output_dim, "mel": features})
+    config, model = build_borrowing(cfg, {"num_mels": mel.output_dim, "mel": features}, mel)
     parts = {"features": mel, "model": model}
     return Job(source, parts, config, sound_facts)
 
@@ -170,14 +175,34 @@ def speaker_encoder(cfg: DictConfig) -> Job:
     return Job(build(cfg.data), parts, with_sizes(cfg.model, sizes), sound_facts)
 
 
-def build_borrowing(cfg: DictConfig, known: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """A model that may hold trained parts: its plain configuration, with what it takes of what is known, and itself."""
+def build_borrowing(cfg: DictConfig, known: dict[str, Any], mel: MelSpectrogram) -> tuple[dict[str, Any], Any]:
+    """A model that may hold trained parts: its plain configuration, with what it takes of what is known, and itself.
+
+    Raises:
+        ValueError: a part was trained on another mel, or on features of audio at another rate; it names the fields.
+    """
     taken = inspect.signature(get_class(cfg.model._target_)).parameters
     plain: Any = OmegaConf.to_container(cfg.model, resolve=True)
     config, borrowed = fill_config({**plain, **{name: value for name, value in known.items() if name in taken}})
+    for folder in dict.fromkeys(part.folder for part in borrowed):
+        check_features(mel, folder)
     model = build(config)
     load_borrowed(model, borrowed)
     return config, model
+
+
+def check_features(mel: MelSpectrogram, folder: Path) -> None:
+    """Makes sure that a trained model hears as the one does that is to take of it.
+
+    Raises:
+        ValueError: it was trained on another mel, or on features of audio at another rate.
+    """
+    lent = rebuild(read_config(folder)["features"], where=f"{folder}: features")
+    if isinstance(lent, MelSpectrogram):
+        mel.check_same(lent, name="features", other_name=str(folder))
+    elif lent.sample_rate != mel.sample_rate:
+        rates = f"{mel.sample_rate}, but {folder} hears audio at {lent.sample_rate} Hz"
+        raise ValueError(f"features.sample_rate={rates}; use one rate")
 
 
 PARTS = {
@@ -266,8 +291,8 @@ def recognizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataM
     durations: np.ndarray = datamodule.train_dataset.durations  # seconds
     return {
         "normalizer": cfg.data.normalizer,
-        **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("features", "decode")},
-        "features_fingerprint": module.features.fingerprint(),
+        "decode": OmegaConf.to_container(cfg.decode, resolve=True),
+        **sound_facts(cfg, module, datamodule),
         "window_seconds": cfg.window_seconds or round(float(durations.max()), 2),
         "merge_seconds": round(float(np.median(durations)), 2),
     }
@@ -278,8 +303,10 @@ def synthesizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketData
     source: Any = datamodule.source
     stats = source.stats
     return {
-        **{name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("features", "frontend", "decode")},
-        "features_fingerprint": module.features.fingerprint(),
+        "decode": OmegaConf.to_container(cfg.decode, resolve=True),
+        **sound_facts(cfg, module, datamodule),
+        "frontend": {"_target_": cfg.frontend._target_, **source.frontend.settings()},  # as it was, on any machine
+        "max_chars": max(LEAST_MAX_CHARS, source.longest_text),
         "languages": list(source.languages),
         "speakers": list(source.speakers),
         "log_f0_mean": None if stats is None else {name: round(mean, 4) for name, mean in stats.log_f0_mean.items()},
@@ -289,8 +316,11 @@ def synthesizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketData
 
 def sound_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:
     """What the configuration of a vocoder, codec or speaker encoder holds beside its model."""
-    features = OmegaConf.to_container(cfg.features, resolve=True)
-    return {"features": features, "features_fingerprint": module.features.fingerprint()}
+    return {
+        "features": OmegaConf.to_container(cfg.features, resolve=True),
+        "features_fingerprint": module.features.fingerprint(),
+        "features_settings": module.features.settings(),
+    }
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from speechkit.audio.settings import differing_settings
 from speechkit.codec import Codec
 from speechkit.models.aed.model import AedModel
 from speechkit.models.aed.ranker import AedRanker
@@ -210,10 +211,11 @@ def _parts(
     where = directory / CONFIG
     features = instantiate(config["features"], where=f"{where}: features")
     if features.fingerprint() != config.get("features_fingerprint", features.fingerprint()):
+        differing = differing_settings(features.settings(), config.get("features_settings", features.settings()))
         raise ValueError(
-            f"{where}: the features built from it are not those that the model was trained on "
-            f"(fingerprint {features.fingerprint()}, trained on {config['features_fingerprint']}): settings were edited, "
-            "or the model comes from another version of speechkit"
+            f"{where}: the features built from it are not those that the model was trained on ("
+            + (differing or f"fingerprint {features.fingerprint()}, trained on {config['features_fingerprint']}")
+            + "): settings were edited, or the model comes from another version of speechkit"
         )
     model = instantiate(config["model"], where=f"{where}: model")
     infer = None

@@ -129,6 +129,11 @@ class TtsData:
         prosody = self.train_dataset.prosody
         return None if prosody is None else prosody.stats
 
+    @property
+    def longest_text(self) -> int:
+        """Characters of the longest text to train on."""
+        return max(len(self._text(utterance)) for utterance in self.train_utterances)
+
     def train_loader(self, *, rank: int, world_size: int) -> ResumableLoader:
         """Training data in the batches of one rank."""
         dataset = self.train_dataset
