@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from speechkit.audio.io import load_audio, resample
+from speechkit.audio.joining import joined, shifted
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.models.vocoder.griffin_lim import GriffinLim
 from speechkit.text.known_phones import KnownPhones, describe
@@ -60,21 +62,9 @@ class _Piece(NamedTuple):
     """A part of one of the texts."""
 
     text: int
+    written: str
     symbols: list[str]
     phones: list[int]
-    language: str
-
-
-class _Asked(NamedTuple):
-    """What a call of `synthesize` asks for beside texts and voices."""
-
-    language: str | None
-    prompt: Any
-    prompt_text: str | None
-    prompt_sample_rate: int | None
-    speed: float | None
-    pitch: float | None
-    seed: int
 
 
 class _Prompt(NamedTuple):
@@ -82,6 +72,16 @@ class _Prompt(NamedTuple):
 
     wave_N: Tensor
     phones: list[int]
+
+
+class _Job(NamedTuple):
+    """What a call asks for beside texts and voices, checked and read."""
+
+    options: Any
+    language: str | None
+    language_number: int
+    prompt: _Prompt | None
+    seed: int
 
 
 class Synthesizer:
@@ -187,17 +187,17 @@ class Synthesizer:
             ValueError: an argument is unknown to this model, or out of range.
             AudioError: the prompt cannot be read.
         """
-        asked = _Asked(language, prompt, prompt_text, prompt_sample_rate, speed, pitch, seed)
+        job = self._job(language, prompt, prompt_text, prompt_sample_rate, speed=speed, pitch=pitch, seed=seed)
+        _check_batch_size(batch_size)
         if isinstance(text, str):
-            text = [text]
             if not (speaker is None or isinstance(speaker, str)):
                 raise ValueError(f"speaker={speaker!r}: one text takes one voice")
-            return self._speak(text, [speaker], asked, batch_size)[0]
+            return self._speak([text], [speaker], job, batch_size)[0]
         texts = list(text)
         speakers = [speaker] * len(texts) if speaker is None or isinstance(speaker, str) else list(speaker)
         if len(speakers) != len(texts):
             raise ValueError(f"{len(speakers)} speakers for {len(texts)} texts; give one for each, or one for all")
-        return self._speak(texts, speakers, asked, batch_size)
+        return self._speak(texts, speakers, job, batch_size)
 
     def stream(
         self,
@@ -211,45 +211,67 @@ class Synthesizer:
         speed: float | None = None,
         pitch: float | None = None,
         seed: int = 0,
+        batch_size: int = 1,
     ) -> Iterator[Synthesis]:
-        """Speaks a text piece by piece, the first of them short; arguments as in `synthesize`.
+        """Speaks a text piece by piece: what `synthesize` says, but with the first piece cut short.
 
-        Yields:
-            What `synthesize` makes of each piece, times counted from the beginning of the text.
+        Arguments as in `synthesize`; wrong ones are refused at once.
+
+        Args:
+            batch_size: most pieces spoken together: one at first, then twice as many each time. More are faster on the whole,
+                and come in gusts.
+
+        Returns:
+            What `synthesize` makes of each piece, times counted from the beginning of the text; its text is that of the piece.
+            One empty piece where there is nothing to say.
         """
-        first, *rest = self.frontend.split(text, max_chars=min(FIRST_CHARS, self.max_chars), lang=language) or [""]
-        pieces = [first, *self.frontend.split(" ".join(rest), max_chars=self.max_chars, lang=language)] if rest else [first]
-        begin = 0.0
-        asked = _Asked(language, prompt, prompt_text, prompt_sample_rate, speed, pitch, seed)
-        for piece in pieces:
-            [made] = self._speak([piece], [speaker], asked, 1)
-            shifted = tuple(dataclasses.replace(p, start=p.start + begin, end=p.end + begin) for p in made.alignment)
-            begin += len(made.wave) / self.sample_rate
-            yield dataclasses.replace(made, alignment=shifted)
+        job = self._job(language, prompt, prompt_text, prompt_sample_rate, speed=speed, pitch=pitch, seed=seed)
+        _check_batch_size(batch_size)
+        return self._stream(text, _number(speaker, self.speakers, "speaker"), job, batch_size)
 
-    def _speak(
-        self, texts: Sequence[str], speakers: Sequence[str | None], asked: _Asked, batch_size: int
-    ) -> list[Synthesis]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+    def _stream(self, text: str, speaker: int, job: _Job, batch_size: int) -> Iterator[Synthesis]:
+        begin = 0.0
+        pieces = self._pieces(0, text, job.language, first_chars=min(FIRST_CHARS, self.max_chars))
+        size = 1
+        while batch := list(islice(pieces, size)):
+            self._tell_replaced()
+            for piece, made in zip(batch, self._speak_batch(batch, [speaker] * len(batch), job)):
+                yield dataclasses.replace(shifted(made, begin), text=piece.written)
+                begin += len(made.wave) / self.sample_rate
+            size = min(2 * size, batch_size)
+        if not begin:
+            yield joined([], text=text, mel=self.mel)
+
+    def _job(
+        self, language: str | None, prompt: Any, prompt_text: str | None, prompt_sample_rate: int | None, **changes: Any
+    ) -> _Job:
+        """What a call asks for, checked and read."""
         if any(self.languages):
-            _number(asked.language, self.languages, "language")
-        options = self._options(speed=asked.speed, pitch=asked.pitch, seed=asked.seed)
+            _number(language, self.languages, "language")
+        options = self._options(**changes)
+        code = language or self.frontend.lang
+        return _Job(
+            options=options,
+            language=language,
+            language_number=self.languages.index(code) if code in self.languages else 0,
+            prompt=None if prompt is None else self._prompt(prompt, prompt_text, prompt_sample_rate, language),
+            seed=changes["seed"],
+        )
+
+    def _speak(self, texts: Sequence[str], speakers: Sequence[str | None], job: _Job, batch_size: int) -> list[Synthesis]:
         numbers = [_number(speaker, self.speakers, "speaker") for speaker in speakers]
-        prompt = self._prompt(asked)
-        pieces = [piece for index, text in enumerate(texts) for piece in self._pieces(index, text, asked.language)]
+        pieces = [piece for index, text in enumerate(texts) for piece in self._pieces(index, text, job.language)]
         self._tell_replaced()
         made: dict[int, Synthesis] = {}
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].phones))
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             batch = [pieces[i] for i in chosen]
-            results = self._speak_batch(batch, [numbers[piece.text] for piece in batch], prompt, options, asked.seed)
-            made.update(zip(chosen, results))
+            made.update(zip(chosen, self._speak_batch(batch, [numbers[piece.text] for piece in batch], job)))
         parts: list[list[Synthesis]] = [[] for _ in texts]
         for i, piece in enumerate(pieces):
             parts[piece.text].append(made[i])
-        return [self._joined(text, own) for text, own in zip(texts, parts)]
+        return [joined(own, text=text, mel=self.mel) for text, own in zip(texts, parts)]
 
     def _options(self, **changes: Any) -> Any:
         """The family's options with what a call changes."""
@@ -260,17 +282,20 @@ class Synthesizer:
                 raise ValueError(f"{name}={value}: {self.name or 'this model'} has no control of {name}; leave it out")
         return dataclasses.replace(self.options, **{name: value for name, value in wanted.items() if name in known})
 
-    def _pieces(self, index: int, text: str, language: str | None) -> Iterator[_Piece]:
-        """The pieces of one text that have something to say."""
+    def _pieces(self, index: int, text: str, language: str | None, *, first_chars: int | None = None) -> Iterator[_Piece]:
+        """The pieces of one text that have something to say, the first cut to so many characters."""
         if not isinstance(text, str):
             raise ValueError(f"text={text!r} is a {type(text).__name__}; give a string, or a list of strings")
-        lang = language or self.frontend.lang
         found = False
-        for part in self.frontend.split(text, max_chars=self.max_chars, lang=language):
+        parts = self.frontend.split(text, max_chars=self.max_chars, lang=language)
+        if parts and first_chars is not None:
+            [first, *more] = self.frontend.split(parts[0], max_chars=first_chars, lang=language)
+            parts[:1] = [first, parts[0][len(first) :].lstrip()] if more else [first]
+        for part in parts:
             symbols = self._phones(part, language)
             if symbols:
                 found = True
-                yield _Piece(index, symbols, self.tokenizer.encode(" ".join(symbols)), lang)
+                yield _Piece(index, part, symbols, self.tokenizer.encode(" ".join(symbols)))
         if not found:
             warnings.warn(f"text={text!r} has nothing to say: its speech is empty", stacklevel=4)
 
@@ -291,47 +316,40 @@ class Synthesizer:
         if new:
             warnings.warn(f"{self.name or 'this model'} was not trained on the phones {describe(new)}", stacklevel=4)
 
-    def _prompt(self, asked: _Asked) -> _Prompt | None:
+    def _prompt(self, prompt: Any, text: str | None, sample_rate: int | None, language: str | None) -> _Prompt:
         """The voice to imitate, read."""
-        if asked.prompt is None:
-            return None
-        if asked.prompt_text is None:
+        if text is None:
             raise ValueError("prompt_text=None: say what is spoken in the prompt")
-        if isinstance(asked.prompt, (np.ndarray, Tensor)):
-            rate = asked.prompt_sample_rate or self.sample_rate
-            wave_N = resample(np.asarray(asked.prompt, np.float32).reshape(-1), rate, self.sample_rate)
+        if isinstance(prompt, (np.ndarray, Tensor)):
+            wave_N = resample(np.asarray(prompt, np.float32).reshape(-1), sample_rate or self.sample_rate, self.sample_rate)
         else:
-            wave_N, _ = load_audio(asked.prompt, sample_rate=self.sample_rate)
+            wave_N, _ = load_audio(prompt, sample_rate=self.sample_rate)
         if len(wave_N) > PROMPT_SECONDS * self.sample_rate:
             seconds = len(wave_N) / self.sample_rate
             raise ValueError(f"the prompt lasts {seconds:.1f} s; give at most {PROMPT_SECONDS:.0f} s, and the text of these")
-        symbols = self._phones(asked.prompt_text, asked.language)
-        return _Prompt(torch.from_numpy(wave_N), self.tokenizer.encode(" ".join(symbols)))
+        return _Prompt(torch.from_numpy(wave_N), self.tokenizer.encode(" ".join(self._phones(text, language))))
 
     @torch.inference_mode()
-    def _speak_batch(
-        self, pieces: Sequence[_Piece], speakers: Sequence[int], prompt: _Prompt | None, options: Any, seed: int
-    ) -> list[Synthesis]:
-        device = self.device
+    def _speak_batch(self, pieces: Sequence[_Piece], speakers: Sequence[int], job: _Job) -> list[Synthesis]:
+        device, prompt = self.device, job.prompt
         ids = tuple(f"{speaker}/{' '.join(piece.symbols)}" for piece, speaker in zip(pieces, speakers))
         phones_BP, lens_B = _padded([torch.tensor(piece.phones) for piece in pieces])
         prompts: dict[str, Tensor] = {}
         if prompt is not None:
             prompts["prompt_wave_BN"], prompts["prompt_wave_lens_B"] = _padded([prompt.wave_N] * len(pieces))
             prompts["prompt_phones_BP"], prompts["prompt_phone_lens_B"] = _padded([torch.tensor(prompt.phones)] * len(pieces))
-        languages = [self.languages.index(piece.language) if piece.language in self.languages else 0 for piece in pieces]
         inputs = TtsInputs(
             phones_BP=phones_BP.to(device),
             phone_lens_B=lens_B.to(device),
             speakers_B=torch.tensor(speakers, device=device),
-            languages_B=torch.tensor(languages, device=device),
+            languages_B=torch.full((len(pieces),), job.language_number, device=device),
             ids=ids,
             **{name: value.to(device) for name, value in prompts.items()},
         )
-        output = self.infer(self.model, inputs, mel=self.mel, options=options)
+        output = self.infer(self.model, inputs, mel=self.mel, options=job.options)
         wave_BN, wave_lens_B = output.wave_BN, output.wave_lens_B
         if wave_BN is None or wave_lens_B is None:
-            seeds = [_seed(seed, each) for each in ids]
+            seeds = [_seed(job.seed, each) for each in ids]
             wave_BN, wave_lens_B = self.vocoder.vocode(output.mel_BTF, output.mel_lens_B, seeds=seeds)
         waves_BN, mels_BTF = wave_BN.float().cpu().numpy(), output.mel_BTF.float().cpu().numpy()
         results = []
@@ -361,24 +379,6 @@ class Synthesizer:
             return None
         return np.exp(output.pitch_BP[row, :num_phones].float().cpu().numpy() * self.log_f0_std + mean)
 
-    def _joined(self, text: str, parts: Sequence[Synthesis]) -> Synthesis:
-        """The pieces of a text, one after another."""
-        alignment: list[TimedPhone] = []
-        begin = 0.0
-        for part in parts:
-            alignment += [dataclasses.replace(p, start=p.start + begin, end=p.end + begin) for p in part.alignment]
-            begin += len(part.wave) / self.sample_rate
-        mels = [part.mel for part in parts if part.mel is not None]
-        pitches = [part.pitch for part in parts if part.pitch is not None]
-        return Synthesis(
-            wave=np.concatenate([part.wave for part in parts]) if parts else np.zeros(0, np.float32),
-            sample_rate=self.sample_rate,
-            alignment=tuple(alignment),
-            text=text,
-            mel=np.concatenate(mels) if mels else np.zeros((0, self.mel.output_dim), np.float32),
-            pitch=np.concatenate(pitches) if len(pitches) == len(parts) and parts else None,
-        )
-
 
 def _number(name: str | None, names: Sequence[str], what: str) -> int:
     """Number of a voice or language; the first for None."""
@@ -387,6 +387,11 @@ def _number(name: str | None, names: Sequence[str], what: str) -> int:
     if name not in names:
         raise ValueError(f"{what}={name!r} is not known; choose one of {', '.join(map(repr, names))}")
     return names.index(name)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
 
 
 def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -108,6 +108,31 @@ def test_a_stream_begins_with_a_short_piece(voice: Synthesizer) -> None:
     assert [piece.text for piece in voice.stream("hm")] == ["hm"]
 
 
+def test_a_stream_says_what_synthesize_says() -> None:
+    """The rest was joined with blanks: paragraphs ran together, and scripts without blanks got some."""
+    frontend = FrontEnd(**FRONTEND)
+    symbols = {*"abcdefghijklmnopqrstuvwxyz.,?!;:'\u5317\u98ce\u592a\u9633"}
+    known = PhonemeTokenizer(symbols=sorted(symbols))
+    model = FastSpeechModel(**{**SIZES, "vocab_size": known.vocab_size}).eval()
+    reader = Synthesizer(mel=MEL, model=model, frontend=frontend, tokenizer=known, infer=infer, max_chars=90,
+                         options=FastSpeechOptions(), vocoder=GriffinLim(mel=MEL, num_iterations=0))  # fmt: skip
+    for text in (
+        "a heading\n\nthen the text, which is long enough\nto be cut. the end\n\nanother heading\n\nthe very end",
+        "\u5317\u98ce\u592a\u9633" * 50,
+        "one sentence of many words and two commas, as it happens, that fits into one piece but is no short one.",
+    ):
+        whole = [phone.symbol for phone in reader.synthesize(text).alignment]
+        for batch_size in (1, 4):
+            pieces = list(reader.stream(text, batch_size=batch_size))
+            said = [phone.symbol for piece in pieces for phone in piece.alignment]
+            assert "".join(filter(str.isalpha, said)) == "".join(filter(str.isalpha, whole))
+            assert "".join("".join(piece.text for piece in pieces).split()) == "".join(text.split())
+            assert len(pieces[0].text) <= 60
+    pieces = [piece.text for piece in reader.stream("a heading\n\nthe text\n\nthe end")]
+    assert pieces == ["a heading", "the text", "the end"]
+    assert [len(piece.text) for piece in reader.stream("\u5317\u98ce" * 70)] == [60, 30, 50]
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\U0001f600", "...", "-"])
 def test_nothing_to_say_is_an_empty_waveform_and_a_warning(voice: Synthesizer, text: str) -> None:
     with pytest.warns(UserWarning, match="nothing to say"):
