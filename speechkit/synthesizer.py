@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from speechkit.audio.io import load_audio, resample
-from speechkit.audio.joining import joined, shifted
+from speechkit.audio.joining import after_pause, joined, shifted
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.models.vocoder.griffin_lim import GriffinLim
 from speechkit.text.known_phones import KnownPhones, describe
+from speechkit.text.pauses import pauses_before
 from speechkit.text.tokenizers import PhonemeTokenizer, Tokenizer
 from speechkit.types import Seconds, Synthesis, TimedPhone, TtsInputs, TtsOutput
 
@@ -63,6 +64,7 @@ class _Piece(NamedTuple):
 
     text: int
     written: str
+    pause: Seconds
     symbols: list[str]
     phones: list[int]
 
@@ -81,6 +83,7 @@ class _Job(NamedTuple):
     language: str | None
     language_number: int
     prompt: _Prompt | None
+    pauses: float
     seed: int
 
 
@@ -163,6 +166,7 @@ class Synthesizer:
         speed: float | None = None,
         pitch: float | None = None,
         seed: int = 0,
+        pauses: float = 1.0,
         batch_size: int = 8,
     ) -> Any:
         """Speaks a text or a list of texts.
@@ -178,6 +182,8 @@ class Synthesizer:
             speed: 2.0 speaks twice as fast; None for the model's options.
             pitch: semitones up; None for the model's options.
             seed: of all random numbers.
+            pauses: how long pauses between pieces of a text are: 1.0 for 0.12 s of silence after a clause, 0.25 s after a
+                sentence and 0.5 s after a paragraph, at normal speed; 0 for none but those that the model makes itself.
             batch_size: pieces of text spoken together; it changes the speed, not the sound.
 
         Returns:
@@ -187,7 +193,7 @@ class Synthesizer:
             ValueError: an argument is unknown to this model, or out of range.
             AudioError: the prompt cannot be read.
         """
-        job = self._job(language, prompt, prompt_text, prompt_sample_rate, speed=speed, pitch=pitch, seed=seed)
+        job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, speed=speed, pitch=pitch, seed=seed)
         _check_batch_size(batch_size)
         if isinstance(text, str):
             if not (speaker is None or isinstance(speaker, str)):
@@ -211,6 +217,7 @@ class Synthesizer:
         speed: float | None = None,
         pitch: float | None = None,
         seed: int = 0,
+        pauses: float = 1.0,
         batch_size: int = 1,
     ) -> Iterator[Synthesis]:
         """Speaks a text piece by piece: what `synthesize` says, but with the first piece cut short.
@@ -225,7 +232,7 @@ class Synthesizer:
             What `synthesize` makes of each piece, times counted from the beginning of the text; its text is that of the piece.
             One empty piece where there is nothing to say.
         """
-        job = self._job(language, prompt, prompt_text, prompt_sample_rate, speed=speed, pitch=pitch, seed=seed)
+        job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, speed=speed, pitch=pitch, seed=seed)
         _check_batch_size(batch_size)
         return self._stream(text, _number(speaker, self.speakers, "speaker"), job, batch_size)
 
@@ -243,11 +250,19 @@ class Synthesizer:
             yield joined([], text=text, mel=self.mel)
 
     def _job(
-        self, language: str | None, prompt: Any, prompt_text: str | None, prompt_sample_rate: int | None, **changes: Any
+        self,
+        language: str | None,
+        prompt: Any,
+        prompt_text: str | None,
+        prompt_sample_rate: int | None,
+        pauses: float,
+        **changes: Any,
     ) -> _Job:
         """What a call asks for, checked and read."""
         if any(self.languages):
             _number(language, self.languages, "language")
+        if not 0.0 <= pauses < float("inf"):
+            raise ValueError(f"pauses={pauses} must be a number from 0; 1.0 is usual")
         options = self._options(**changes)
         code = language or self.frontend.lang
         return _Job(
@@ -255,6 +270,7 @@ class Synthesizer:
             language=language,
             language_number=self.languages.index(code) if code in self.languages else 0,
             prompt=None if prompt is None else self._prompt(prompt, prompt_text, prompt_sample_rate, language),
+            pauses=pauses / getattr(options, "speed", 1.0),
             seed=changes["seed"],
         )
 
@@ -291,11 +307,13 @@ class Synthesizer:
         if parts and first_chars is not None:
             [first, *more] = self.frontend.split(parts[0], max_chars=first_chars, lang=language)
             parts[:1] = [first, parts[0][len(first) :].lstrip()] if more else [first]
-        for part in parts:
+        longest = 0.0  # pause since what was last said
+        for part, pause in zip(parts, pauses_before(text, parts)):
             symbols = self._phones(part, language)
+            longest = max(longest, pause)
             if symbols:
-                found = True
-                yield _Piece(index, part, symbols, self.tokenizer.encode(" ".join(symbols)))
+                yield _Piece(index, part, longest if found else 0.0, symbols, self.tokenizer.encode(" ".join(symbols)))
+                found, longest = True, 0.0
         if not found:
             warnings.warn(f"text={text!r} has nothing to say: its speech is empty", stacklevel=4)
 
@@ -355,15 +373,14 @@ class Synthesizer:
         results = []
         for row, (piece, speaker) in enumerate(zip(pieces, speakers)):
             num_frames = int(output.mel_lens_B[row])
-            results.append(
-                Synthesis(
-                    wave=np.clip(waves_BN[row, : int(wave_lens_B[row])], -1.0, 1.0),
-                    sample_rate=self.sample_rate,
-                    alignment=self._alignment(piece.symbols, output, row),
-                    mel=mels_BTF[row, :num_frames],
-                    pitch=self._pitch(len(piece.symbols), output, row, speaker),
-                )
+            made = Synthesis(
+                wave=np.clip(waves_BN[row, : int(wave_lens_B[row])], -1.0, 1.0),
+                sample_rate=self.sample_rate,
+                alignment=self._alignment(piece.symbols, output, row),
+                mel=mels_BTF[row, :num_frames],
+                pitch=self._pitch(len(piece.symbols), output, row, speaker),
             )
+            results.append(after_pause(made, round(job.pauses * piece.pause / self.mel.frame_shift), mel=self.mel))
         return results
 
     def _alignment(self, symbols: Sequence[str], output: TtsOutput, row: int) -> tuple[TimedPhone, ...]:

@@ -133,6 +133,38 @@ def test_a_stream_says_what_synthesize_says() -> None:
     assert [len(piece.text) for piece in reader.stream("\u5317\u98ce" * 70)] == [60, 30, 50]
 
 
+def test_pieces_are_said_with_pauses_between(voice: Synthesizer) -> None:
+    text = "One two three. Four five six.\n\nseven eight nine; but ten and eleven are in a clause of many words. ..."
+    apart = [voice.synthesize(part.text, pauses=0.0) for part in voice.stream(text)]
+    joined = voice.synthesize(text, pauses=0.0)
+    spoken = sum(len(part.wave) for part in apart)
+    assert len(joined.wave) == spoken
+    made = voice.synthesize(text)
+    assert made.mel is not None
+    assert made.pitch is not None
+    frames = [25, 50, 12]  # and none where a clause is cut, nor before what has nothing to say
+    assert len(made.wave) == spoken + 160 * sum(frames) == 160 * len(made.mel)
+    starts = np.cumsum([len(part.wave) for part in apart])[:3] + 160 * np.cumsum([0, *frames[:-1]])
+    for start, num_frames in zip(starts.tolist(), frames, strict=True):
+        assert not made.wave[start : start + 160 * num_frames].any()
+        np.testing.assert_allclose(made.mel[start // 160 : start // 160 + num_frames], np.log(MEL.log_floor), rtol=1e-6)
+        [boundary] = [phone for phone in made.alignment if phone.start == pytest.approx(start / 16000)]
+        assert boundary.symbol == "|"
+        assert boundary.end >= start / 16000 + num_frames / 100 - 1e-6
+    assert all(one.end == pytest.approx(other.start) for one, other in zip(made.alignment, made.alignment[1:], strict=False))
+    assert made.alignment[-1].end == pytest.approx(len(made.wave) / 16000)
+    assert [phone.symbol for phone in made.alignment] == [phone.symbol for phone in joined.alignment]
+    np.testing.assert_array_equal(made.pitch, joined.pitch)
+    pieces = list(voice.stream(text, batch_size=2))
+    np.testing.assert_allclose(np.concatenate([piece.mel for piece in pieces]), made.mel, atol=2e-5)
+    assert [phone.end for piece in pieces for phone in piece.alignment] == pytest.approx([p.end for p in made.alignment])
+    fast = voice.synthesize(text, speed=2.0, pauses=0.5)
+    assert len(fast.wave) == len(voice.synthesize(text, speed=2.0, pauses=0.0).wave) + 160 * (6 + 12 + 3)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"pauses={wrong}"):
+            voice.synthesize(text, pauses=wrong)
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\U0001f600", "...", "-"])
 def test_nothing_to_say_is_an_empty_waveform_and_a_warning(voice: Synthesizer, text: str) -> None:
     with pytest.warns(UserWarning, match="nothing to say"):
