@@ -302,7 +302,11 @@ def init_from(module: nn.Module, name: str | Path, *, prefix: str = "model.encod
         ValueError: a weight has another shape, or there is none with this prefix on one of the sides.
     """
     directory = find_folder(name)
-    found = {key: tensor for key, tensor in read_weights(directory).items() if key.startswith(prefix)}
+    found = {
+        key: tensor
+        for key, tensor in read_weights(directory).items()
+        if key.startswith(prefix) and not key.endswith(".step")  # a new training counts its own
+    }
     own = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(prefix)}
     shared = found.keys() & own.keys()
     if not shared:

@@ -168,3 +168,15 @@ def test_shipped_models_load_and_are_small(info: Any) -> None:
         made = model.synthesize("The train leaves at five.")
         assert 0.8 < len(made.wave) / made.sample_rate < 4.0
         assert [phone.symbol for phone in made.alignment] == model.frontend.phones("The train leaves at five.")
+
+
+def test_a_training_that_begins_with_another_counts_its_own_steps(tmp_path: Path) -> None:
+    there, here = torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
+    there.register_buffer("step", torch.tensor(1884))
+    here.register_buffer("step", torch.tensor(0))
+    there.weight.data.fill_(2.0)
+    weights = torch.nn.ModuleDict({"model": there}).state_dict()
+    save_pretrained(tmp_path, config=CONFIG, state_dict=weights, tokenizer=None, card="")
+    init_from(torch.nn.ModuleDict({"model": here}), tmp_path, prefix="model.")
+    assert here.weight.tolist() == [2.0] * 4
+    assert int(here.step) == 0
