@@ -203,6 +203,19 @@ def test_speed_pitch_and_energy() -> None:
         infer(build(pitch=False).eval(), inputs_of(batch), mel=MEL, options=FastSpeechOptions(pitch=1.0))
     with pytest.raises(ValueError, match=r"speed=0\.0"):
         FastSpeechOptions(speed=0.0)
+    for options in ({"pitch": math.nan}, {"pitch": math.inf}, {"energy": math.nan}):
+        [(name, value)] = options.items()
+        with pytest.raises(ValueError, match=f"{name}={value} must be a finite number"):
+            FastSpeechOptions(**options)
+
+
+def test_a_prompt_is_refused() -> None:
+    """It was ignored without a word."""
+    _, _, batch = toy()
+    count = len(batch.ids)
+    inputs = inputs_of(batch)._replace(prompt_wave_BN=torch.zeros(count, 1600), prompt_wave_lens_B=torch.full((count,), 1600))
+    with pytest.raises(ValueError, match="leave the prompt out and choose a speaker"):
+        infer(build().eval(), inputs, mel=MEL)
 
 
 def test_a_batch_without_pitch_is_refused() -> None:

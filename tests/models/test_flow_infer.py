@@ -269,7 +269,10 @@ def test_misuse_is_refused() -> None:
         ({"num_steps": 4, "grid": "epss"}, "no EPSS table"),
         ({"solver": "heun"}, "solver='heun' is unknown"),
         ({"guidance": -1.0}, "guidance=-1"),
+        ({"guidance": math.nan}, "guidance=nan"),
         ({"temperature": -1.0}, "temperature=-1"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"sway": math.nan}, "sway=nan"),
         ({"length": "long"}, "length='long' is unknown"),
         ({"speed": 0.0}, "speed=0"),
     ):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,14 @@ def test_misuse_is_refused() -> None:
     for options, message in (
         ({"num_steps": 0}, "num_steps=0"),
         ({"acoustic_steps": ()}, r"acoustic_steps=\(\)"),
+        ({"acoustic_steps": "12"}, r"acoustic_steps=\('1', '2'\)"),
+        ({"guidance": math.nan}, "guidance=nan"),
+        ({"final_guidance": -1.0}, r"final_guidance=-1\.0"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"acoustic_temperature": math.nan}, "acoustic_temperature=nan"),
+        ({"choice_noise": math.nan}, "choice_noise=nan"),
+        ({"rescale": 2.0}, r"rescale=2\.0"),
+        ({"top_share": math.nan}, "top_share=nan"),
         ({"speed": 0.0}, r"speed=0\.0 must be"),
         ({"length": "long"}, "length='long' is unknown"),
     ):

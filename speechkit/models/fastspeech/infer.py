@@ -26,6 +26,9 @@ class FastSpeechOptions:
         pitch: semitones above the predicted pitch.
         energy: deviations of the corpus above the predicted energy.
         seed: nothing is drawn here; vocoders may.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     speed: float = 1.0
@@ -36,6 +39,9 @@ class FastSpeechOptions:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.speed) and self.speed > 0):
             raise ValueError(f"speed={self.speed} must be a positive number; 1.0 keeps the predicted durations")
+        for name, value in (("pitch", self.pitch), ("energy", self.energy)):
+            if not math.isfinite(value):
+                raise ValueError(f"{name}={value} must be a finite number; 0 keeps what is predicted")
 
 
 @torch.inference_mode()
@@ -46,7 +52,7 @@ def infer(
 
     Args:
         model: in eval mode.
-        inputs: phones and voices; prompts are not read.
+        inputs: phones and voices, without prompts.
         mel: what the frames are.
         options: how to speak.
 
@@ -54,9 +60,14 @@ def infer(
         log-mels, durations and pitch. An empty row has no frames; any other at least one.
 
     Raises:
-        ValueError: pitch or energy shall change in a model without them.
+        ValueError: pitch or energy shall change in a model without them, or a prompt is given.
     """
     options = options or FastSpeechOptions()
+    if inputs.prompt_wave_BN is not None:
+        raise ValueError(
+            "prompt_wave is given, but FastSpeechModel has only the voices it was trained on; leave the prompt out and choose a "
+            "speaker, or take a family that imitates prompts (F5, MaskGCT)"
+        )
     for name, shift, predictor in (("pitch", options.pitch, model.pitch), ("energy", options.energy, model.energy)):
         if shift and predictor is None:
             raise ValueError(f"{name}={shift}: this model was trained without {name}; leave it at 0")

@@ -66,10 +66,10 @@ class FlowOptions:
         time_grid(self.num_steps, grid=self.grid, sway=self.sway)
         if self.solver not in ("euler", "midpoint"):
             raise ValueError(f"solver={self.solver!r} is unknown; choose euler or midpoint")
-        if self.guidance < 0.0:
-            raise ValueError(f"guidance={self.guidance} must not be negative; 0 is none")
-        if self.temperature is not None and self.temperature < 0.0:
-            raise ValueError(f"temperature={self.temperature} must not be negative; null is the model's own")
+        if not 0.0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance={self.guidance} must be a number from 0; 0 is none")
+        if self.temperature is not None and not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be a number from 0; null is the model's own")
         if self.length not in ("auto", "rate", "phones", "total"):
             raise ValueError(f"length={self.length!r} is unknown; choose auto, rate, phones or total")
         if not 0.0 < self.speed < float("inf"):

@@ -71,8 +71,17 @@ class MaskGctOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.acoustic_steps or min(self.num_steps, *self.acoustic_steps) < 1:
-            raise ValueError(f"num_steps={self.num_steps} and acoustic_steps={tuple(self.acoustic_steps)} must be at least 1")
+        steps = tuple(self.acoustic_steps)
+        if not steps or any(not isinstance(number, int) or number < 1 for number in (self.num_steps, *steps)):
+            raise ValueError(f"num_steps={self.num_steps} and acoustic_steps={steps} must be whole numbers of at least 1")
+        for name in ("guidance", "final_guidance", "temperature", "acoustic_temperature", "choice_noise"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < math.inf:
+                raise ValueError(f"{name}={value} must be a number from 0; 0 is none")
+        for name in ("rescale", "top_share", "finish_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value} is a share; give one in [0, 1]")
         if not (math.isfinite(self.speed) and self.speed > 0):
             raise ValueError(f"speed={self.speed} must be a positive number; 1.0 keeps the predicted length")
         if self.length not in ("auto", "prompt", "predicted"):
