@@ -2,30 +2,36 @@
 
 Writes audio/<id>.wav and synthesis.jsonl with one row per utterance: id, text, audio_filepath, duration, speaker, lang,
 phonemes with their times where the family has them, audio_s and decode_s; ref (what a recogniser should read, the
-transcript) and hyp where one is given; ref_audio where the manifest's recording is there. So the file is a manifest for
-training (distillation), and what scripts/score_wer.py, scripts/rtfx.py and scripts/score_tts.py read.
-`synthesis.jsonl.meta.json` says what was timed and how.
+transcript) and hyp where one is given; ref_audio where the manifest's recording is there: its file, or recordings/<id>.wav
+where it is part of a longer one. So the file is a manifest for training (distillation), and what scripts/score_wer.py,
+scripts/rtfx.py and scripts/score_tts.py read. `synthesis.jsonl.meta.json` says what was timed and how.
+
+Until all is spoken, rows are in `synthesis.jsonl.part`, batch by batch, and stay there when something comes between.
+Rows are spoken in their own language where the model knows it; batches are of one language each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import platform
 import shlex
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import hydra
-import soundfile
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from speechkit.audio.io import SPEECH_SUFFIXES, audio_info, load_audio, save_audio, speech_subtype
 from speechkit.data.dataset import field_text
 from speechkit.data.manifest import atomic_file, read_manifest
 from speechkit.data.parallel import progress_bar
@@ -35,9 +41,9 @@ from speechkit.pretrained import load_synthesizer
 from speechkit.readers import load_reader
 from speechkit.synthesizer import Synthesizer
 from speechkit.training.run import one_line_errors, set_threads
-from speechkit.types import Synthesis, Utterance
+from speechkit.types import Seconds, Synthesis, Utterance
 
-FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "OPUS"}
+WHOLE_SECONDS: Seconds = 0.02  # a file that is not this much longer than its utterance holds nothing else
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="synthesize")
@@ -50,8 +56,8 @@ def main(cfg: DictConfig) -> None:
 def synthesize(cfg: DictConfig) -> None:
     """Speaks what the configuration names and writes audio, rows and what was timed."""
     started = time.perf_counter()
-    if cfg.audio_format not in FORMATS:
-        raise ValueError(f"audio_format={cfg.audio_format!r}: choose one of {', '.join(FORMATS)}")
+    if f".{cfg.audio_format}" not in SPEECH_SUFFIXES:
+        raise ValueError(f"audio_format={cfg.audio_format!r}: choose one of {', '.join(SPEECH_SUFFIXES).replace('.', '')}")
     set_threads(cfg.threads)
     synthesizer = load_synthesizer(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype, vocoder=cfg.vocoder)
     if cfg.get("decode") is not None:
@@ -62,43 +68,92 @@ def synthesize(cfg: DictConfig) -> None:
         raise ValueError(f"manifest={cfg.manifest} holds no text in field {cfg.text_field!r}")
     output = Path(cfg.output)
     (output / "audio").mkdir(parents=True, exist_ok=True)
+    recordings = [recording(each, output) for each in utterances]
     rows: dict[int, dict[str, Any]] = {}
-    order = sorted(range(len(utterances)), key=lambda i: len(texts[i]))
-    batches = [order[first : first + cfg.batch_size] for first in range(0, len(order), cfg.batch_size)]
-    for number, indices in enumerate(progress_bar(batches, description="synthesis", total=len(batches), unit="batch")):
-        chosen = [utterances[i] for i in indices]
-        for warming in (True, False) if number < cfg.warmup_batches else (False,):
-            made, seconds = speak(synthesizer, chosen, [texts[i] for i in indices], cfg)
-            assert made or warming
-        total = sum(len(each.wave) for each in made)
-        for index, utterance, speech in zip(indices, chosen, made, strict=True):
-            path = output / "audio" / f"{utterance.id}.{cfg.audio_format}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, speech.wave, speech.sample_rate, subtype=FORMATS[cfg.audio_format])
-            if index < cfg.plots:
-                plot_synthesis(speech, synthesizer.mel, path.with_suffix(".png"))
-            share = len(speech.wave) / total if total else 1 / len(made)
-            rows[index] = row(utterance, speech, path.relative_to(output), decode_s=seconds * share)
-    ordered = [rows[index] for index in range(len(utterances))]
-    if cfg.recognizer is not None:
-        read_back(ordered, output, cfg.recognizer, device=cfg.device)
-    write_rows(ordered, output / "synthesis.jsonl")
+    languages = [each.lang if each.lang in synthesizer.languages else "" for each in utterances]
+    batches = plan_batches(texts, languages, batch_size=cfg.batch_size)
+    with kept_rows(output / "synthesis.jsonl.part", total=len(utterances)) as keep:
+        for number, indices in enumerate(progress_bar(batches, description="synthesis", total=len(batches), unit="batch")):
+            chosen = [utterances[i] for i in indices]
+            for warming in (True, False) if number < cfg.warmup_batches else (False,):
+                made, seconds = speak(synthesizer, chosen, [texts[i] for i in indices], languages[indices[0]], cfg)
+                assert made or warming
+            total = sum(len(each.wave) for each in made)
+            for index, utterance, speech in zip(indices, chosen, made, strict=True):
+                path = output / "audio" / f"{utterance.id}.{cfg.audio_format}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_audio(path, speech.wave, speech.sample_rate, subtype=speech_subtype(path, speech.sample_rate))
+                if index < cfg.plots and speech.mel is not None and len(speech.mel):
+                    plot_synthesis(speech, synthesizer.mel, path.with_suffix(".png"))
+                share = len(speech.wave) / total if total else 1 / len(made)
+                rows[index] = row(utterance, speech, path.relative_to(output), recordings[index], decode_s=seconds * share)
+            keep([rows[index] for index in indices])
+        ordered = [rows[index] for index in range(len(utterances))]
+        if cfg.recognizer is not None:
+            read_back(ordered, output, cfg.recognizer, device=cfg.device)
+        write_rows(ordered, output / "synthesis.jsonl")
     write_run_info(output / "synthesis.jsonl", run_info(cfg, synthesizer, wall_s=time.perf_counter() - started))
     audio_s, decode_s = (sum(each[key] for each in ordered) for key in ("audio_s", "decode_s"))
     print(f"{output}: {len(ordered)} utterances, {audio_s / 60:.1f} min in {decode_s:.1f} s, RTFx {audio_s / decode_s:.1f}")
 
 
+def plan_batches(texts: Sequence[str], languages: Sequence[str], *, batch_size: int) -> list[list[int]]:
+    """Numbers of the rows that are spoken together: of one language each, and of similar length."""
+    order = sorted(range(len(texts)), key=lambda i: (languages[i], len(texts[i])))
+    groups = [list(group) for _, group in itertools.groupby(order, key=lambda i: languages[i])]
+    return [group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)]
+
+
+def recording(utterance: Utterance, output: Path) -> str | None:
+    """The file that holds the recording of an utterance and nothing else, relative to the output or absolute; None without one.
+
+    Of a longer file the utterance is written to recordings/<id>.wav.
+
+    Raises:
+        AudioError: the recording cannot be read.
+    """
+    if not utterance.audio_path.is_file():
+        return None
+    rest = audio_info(utterance.audio_path).duration - utterance.start - utterance.duration
+    if not utterance.start and not rest > WHOLE_SECONDS:
+        return str(utterance.audio_path.resolve())
+    path = output / "recordings" / f"{utterance.id}.wav"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave_N, rate = load_audio(utterance.audio_path, start=utterance.start, duration=utterance.duration)
+    save_audio(path, wave_N, rate, subtype="PCM_16")
+    return str(path.relative_to(output))
+
+
+@contextlib.contextmanager
+def kept_rows(path: Path, *, total: int) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """A file for the rows of finished batches: it goes at the end, and stays when something comes between."""
+    count = 0
+    with path.open("wb") as file:
+
+        def keep(rows: Sequence[Mapping[str, Any]]) -> None:
+            nonlocal count
+            file.write(b"".join(json_line(each) for each in rows))
+            file.flush()
+            count += len(rows)
+
+        try:
+            yield keep
+        except BaseException:
+            print(f"{path}: kept the {count} of {total} utterances that were spoken, with their audio", file=sys.stderr)
+            raise
+    path.unlink()
+
+
 def speak(
-    synthesizer: Synthesizer, utterances: Sequence[Utterance], texts: Sequence[str], cfg: DictConfig
+    synthesizer: Synthesizer, utterances: Sequence[Utterance], texts: Sequence[str], language: str, cfg: DictConfig
 ) -> tuple[list[Synthesis], float]:
-    """Speech of a batch, and the seconds it took."""
+    """Speech of a batch in one language ("" for the model's own), and the seconds it took."""
     speakers = [each.speaker if each.speaker in synthesizer.speakers else None for each in utterances]
-    langs = {each.lang for each in utterances} & set(synthesizer.languages)
     begin = time.perf_counter()
     made = synthesizer.synthesize(
         texts,
         speaker=speakers,
-        language=langs.pop() if len(langs) == 1 else None,
+        language=language or None,
         speed=cfg.speed,
         pitch=cfg.pitch,
         seed=cfg.seed,
@@ -109,7 +164,7 @@ def speak(
     return made, time.perf_counter() - begin
 
 
-def row(utterance: Utterance, made: Synthesis, audio: Path, *, decode_s: float) -> dict[str, Any]:
+def row(utterance: Utterance, made: Synthesis, audio: Path, ref_audio: str | None, *, decode_s: float) -> dict[str, Any]:
     """One line of synthesis.jsonl."""
     audio_s = len(made.wave) / made.sample_rate
     own: dict[str, Any] = {
@@ -126,8 +181,8 @@ def row(utterance: Utterance, made: Synthesis, audio: Path, *, decode_s: float) 
         "spoken": made.text,
         "phonemes": [[phone.symbol, round(phone.start, 4), round(phone.end, 4)] for phone in made.alignment],
     }
-    if utterance.audio_path.is_file() and not utterance.start:
-        own["ref_audio"] = str(utterance.audio_path.resolve())
+    if ref_audio is not None:
+        own["ref_audio"] = ref_audio
     return {**{key: value for key, value in utterance.extra.items() if key not in (*own, "words")}, **own}
 
 
@@ -142,7 +197,12 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes all rows, or none."""
     with atomic_file(path) as file:
         for each in rows:
-            file.write((json.dumps(each, ensure_ascii=False) + "\n").encode())
+            file.write(json_line(each))
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as it is written."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 def run_info(cfg: DictConfig, synthesizer: Synthesizer, *, wall_s: float) -> RunInfo:

@@ -37,12 +37,14 @@ def plot_synthesis(made: Synthesis, mel: MelSpectrogram, path: str | Path) -> No
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.imshow(made.mel.T, origin="lower", aspect="auto", extent=(0.0, seconds, 0.0, mel.output_dim), cmap="magma")
-    axes.set(xlabel="seconds", ylabel="mel band", xlim=(0.0, seconds), title=made.text[:120])
+    axes.set(xlabel="seconds", ylabel="mel band", xlim=(0.0, seconds))
+    axes.set_title(made.text[:120], parse_math=False)  # "$" is a dollar
     for phone in made.alignment:
         axes.axvline(phone.end, color="white", linewidth=0.4)
         if phone.end > phone.start:
             middle = (phone.start + phone.end) / 2
-            axes.annotate(phone.symbol, (middle, mel.output_dim * 0.96), color="white", ha="center", va="top", fontsize=8)
+            place = (middle, mel.output_dim * 0.96)
+            axes.annotate(phone.symbol, place, color="white", ha="center", va="top", fontsize=8, parse_math=False)
     if made.pitch is not None:
         steps = np.repeat(made.pitch, 2)
         times = np.array([time for phone in made.alignment for time in (phone.start, phone.end)])

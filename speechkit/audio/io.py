@@ -33,6 +33,7 @@ from speechkit.audio.decoders import (
 from speechkit.types import Seconds
 
 __all__ = [
+    "SPEECH_SUFFIXES",
     "AudioError",
     "AudioInfo",
     "AudioSource",
@@ -42,9 +43,12 @@ __all__ = [
     "load_audio",
     "resample",
     "save_audio",
+    "speech_subtype",
 ]
 
 Channel = Literal["mean"] | int
+SPEECH_SUFFIXES = (".wav", ".flac", ".ogg")
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,27 @@ def save_audio(path: str | os.PathLike[str], wave: np.ndarray, sample_rate: int,
                 file.write(wave[begin : begin + BLOCK_VALUES // 8])
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: cannot write {container} at {sample_rate} Hz ({one_line(error)})") from error
+
+
+def speech_subtype(path: str | os.PathLike[str], sample_rate: int) -> str:
+    """How a file of synthetic speech is coded: in 16 bits, or as Ogg Opus, and Vorbis at rates that Opus does not know.
+
+    Args:
+        path: of a file with one of `SPEECH_SUFFIXES`.
+        sample_rate: rate in Hz.
+
+    Returns:
+        The `subtype` for `save_audio`.
+
+    Raises:
+        ValueError: the suffix is another.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SPEECH_SUFFIXES:
+        raise ValueError(f"{path}: its suffix must be one of {', '.join(SPEECH_SUFFIXES)}")
+    if suffix != ".ogg":
+        return "PCM_16"
+    return "OPUS" if sample_rate in _OPUS_RATES else "VORBIS"
 
 
 # ---- request, downmix, resample ----

@@ -84,20 +84,15 @@ def synthesize(
 
 def _write_audio(made: Synthesis, output: Path | None) -> None:
     """A sound file, by its suffix, or WAV on standard output."""
-    import soundfile
-
-    suffixes = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
-    if output is not None and output.suffix.lower() not in suffixes:
-        raise ValueError(f"output={output}: its suffix must be one of {', '.join(suffixes)}")
-    container = "WAV" if output is None else suffixes[output.suffix.lower()]
-    coded = io.BytesIO()
-    kind = "PCM_16"
-    if container == "OGG":
-        kind = "OPUS" if made.sample_rate in (8000, 12000, 16000, 24000, 48000) else "VORBIS"
-    soundfile.write(coded, made.wave, made.sample_rate, format=container, subtype=kind)
     if output is None:
+        import soundfile
+
+        coded = io.BytesIO()
+        soundfile.write(coded, made.wave, made.sample_rate, format="WAV", subtype="PCM_16")
         sys.stdout.buffer.write(coded.getvalue())
         sys.stdout.buffer.flush()
     else:
-        output.write_bytes(coded.getvalue())
+        from speechkit.audio.io import save_audio, speech_subtype
+
+        save_audio(output, made.wave, made.sample_rate, subtype=speech_subtype(output, made.sample_rate))
         click.echo(f"{output}: {len(made.wave) / made.sample_rate:.2f} s at {made.sample_rate} Hz", err=True)
