@@ -81,7 +81,7 @@ class SpeakerEncoder:
         blocks = [*iter_input(item, sample_rate=self.sample_rate, given_rate=sample_rate)]
         wave_N = np.concatenate(blocks)
         if not len(wave_N):
-            raise AudioError(f"recording {place} of the call holds no samples: nobody speaks in it; leave it out")
+            raise AudioError(f"audio[{place}] holds no samples: nobody speaks in it; leave it out")
         return wave_N
 
     def _embed_batch(self, waves: list[np.ndarray]) -> np.ndarray:

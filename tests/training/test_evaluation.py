@@ -69,3 +69,26 @@ def test_the_equal_error_rate_is_of_all_pairs() -> None:
             ids = [f"u{row}" for row in range(9)][own]
             evaluation.update(model, (feats[own], lens[own]), speaker_batch(ids, speakers[own]), output(0.0, 1))
         assert evaluation.metrics(evaluation.take_sums()) == {"valid/eer": pytest.approx(expected.rate)}
+
+
+def test_ranks_bring_their_utterances_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = SpeakerModel(num_mels=5, hidden_dim=8, num_layers=1, embedding_dim=4, segment_frames=6).eval()
+    feats, lens, speakers = 3 * torch.randn(6, 9, 5), torch.full((6,), 9), [0, 1, 0, 1, 0, 1]
+    ranks = [Verification(), Verification()]
+    for evaluation, own in zip(ranks, (slice(0, 4), slice(4, 6))):
+        ids = [f"u{row}" for row in range(6)][own]
+        evaluation.update(model, (feats[own], lens[own]), speaker_batch(ids, speakers[own]), output(0.0, 1))
+    shares = [[*evaluation._own] for evaluation in ranks]
+
+    def gather(parts: list[object], mine: object) -> None:
+        assert mine in shares
+        parts[:] = shares
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    expected = equal_error_rate(*score_pairs(embed(model, feats, lens).numpy(), speakers)).rate
+    for evaluation in ranks:
+        assert evaluation.take_sums() == []
+        assert evaluation.metrics([]) == {"valid/eer": pytest.approx(expected)}
