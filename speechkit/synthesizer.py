@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechkit.audio.io import load_audio, resample
 from speechkit.audio.joining import after_pause, joined, shifted
+from speechkit.audio.prompts import read_prompt
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.models.vocoder.griffin_lim import GriffinLim
 from speechkit.text.known_phones import KnownPhones, describe
@@ -33,7 +33,6 @@ from speechkit.text.tokenizers import PhonemeTokenizer, Tokenizer
 from speechkit.types import Seconds, Synthesis, TimedPhone, TtsInputs, TtsOutput
 
 FIRST_CHARS = 60  # of the first piece of a stream, so that the first sound comes early
-PROMPT_SECONDS: Seconds = 30.0  # longest prompt
 
 
 class TextFrontEnd(Protocol):
@@ -176,9 +175,10 @@ class Synthesizer:
                 warning.
             speaker: name of the voice; None for the first. A list gives each text its own.
             language: language code of the text, for models of several; None for the front end's own.
-            prompt: speech of the voice to imitate, for families that do: a path, or samples of one channel.
+            prompt: speech of the voice to imitate, for families that do: a path, an open file, bytes, or an array or tensor of
+                samples; up to 30 s. Silence at its ends is cut off, and a quiet one made louder.
             prompt_text: what is said in it.
-            prompt_sample_rate: of a prompt given as samples, Hz; None for the model's own rate.
+            prompt_sample_rate: of a prompt given as array or tensor, Hz; None for the model's own rate.
             speed: 2.0 speaks twice as fast; None for the model's options.
             pitch: semitones up; None for the model's options.
             seed: of all random numbers.
@@ -338,14 +338,11 @@ class Synthesizer:
         """The voice to imitate, read."""
         if text is None:
             raise ValueError("prompt_text=None: say what is spoken in the prompt")
-        if isinstance(prompt, (np.ndarray, Tensor)):
-            wave_N = resample(np.asarray(prompt, np.float32).reshape(-1), sample_rate or self.sample_rate, self.sample_rate)
-        else:
-            wave_N, _ = load_audio(prompt, sample_rate=self.sample_rate)
-        if len(wave_N) > PROMPT_SECONDS * self.sample_rate:
-            seconds = len(wave_N) / self.sample_rate
-            raise ValueError(f"the prompt lasts {seconds:.1f} s; give at most {PROMPT_SECONDS:.0f} s, and the text of these")
-        return _Prompt(torch.from_numpy(wave_N), self.tokenizer.encode(" ".join(self._phones(text, language))))
+        wave_N = read_prompt(prompt, sample_rate=self.sample_rate, given_rate=sample_rate)
+        symbols = self._phones(text, language)
+        if not symbols:
+            raise ValueError(f"prompt_text={text!r} has nothing to say; give what is spoken in the prompt")
+        return _Prompt(torch.from_numpy(wave_N), self.tokenizer.encode(" ".join(symbols)))
 
     @torch.inference_mode()
     def _speak_batch(self, pieces: Sequence[_Piece], speakers: Sequence[int], job: _Job) -> list[Synthesis]:

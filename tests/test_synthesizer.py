@@ -248,6 +248,29 @@ def test_the_language_goes_to_the_model_by_its_number() -> None:
     assert heard == [[1], [2, 2]]
 
 
+def test_prompts_come_to_the_model_as_one_loud_channel() -> None:
+    """16-bit samples were taken for 32768 times as loud, and the second channel for more of the first."""
+    heard: list[Any] = []
+
+    def spy(model: FastSpeechModel, inputs: Any, **options: Any) -> Any:
+        heard.append(inputs)
+        return infer(model, inputs._replace(prompt_wave_BN=None), **options)
+
+    imitator = Synthesizer(mel=MEL, model=_model(), frontend=FrontEnd(**FRONTEND), tokenizer=LETTERS, infer=spy,
+                           options=FastSpeechOptions(), vocoder=GriffinLim(mel=MEL, num_iterations=0))  # fmt: skip
+    time = np.arange(16000) / 16000
+    speech = np.round(2000 * np.sign(np.sin(800 * time)) * np.sin(16 * time) ** 2).astype(np.int16)
+    imitator.synthesize(["one", "two"], prompt=np.stack([speech, speech]), prompt_text="who is it")
+    assert heard[0].prompt_wave_lens_B.tolist() == [heard[0].prompt_wave_BN.shape[1]] * 2
+    assert heard[0].prompt_wave_BN.shape[1] <= 16000
+    assert float(heard[0].prompt_wave_BN[0].square().mean().sqrt()) == pytest.approx(0.1, rel=1e-3)
+    assert heard[0].prompt_phones_BP[0].tolist() == LETTERS.encode("| w h o | i s | i t .")
+    with pytest.raises(ValueError, match="no speech"):
+        imitator.synthesize("one", prompt=np.zeros(16000, np.float32), prompt_text="who")
+    with pytest.raises(ValueError, match=r"prompt_text='\.\.\.' has nothing to say"):
+        imitator.synthesize("one", prompt=speech, prompt_text="...")
+
+
 def test_another_mel_is_refused_by_its_field() -> None:
     other = GriffinLim(mel=MelSpectrogram.preset(22050))
     with pytest.raises(ValueError, match=r"hop_length=160 against 256.*sample_rate=16000 against 22050"):
