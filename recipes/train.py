@@ -254,22 +254,28 @@ def export(
     facts: dict[str, Any],
 ) -> None:
     """Writes the pretrained folder: plain configuration, weights of features and model, tokenizer, model card."""
+    training_only: tuple[str, ...] = getattr(module.model, "training_only", ())
     config: dict[str, Any] = {
         "kind": cfg.kind,
-        "model": model,
+        "model": {name: value for name, value in model.items() if name not in training_only},
         "languages": list(cfg.languages),
         **facts,
         "description": cfg.description,
         "metrics": dict(metrics),
         "training": {"steps": steps, "cpu_minutes": cpu_minutes()},
     }
+
+    def kept(name: str) -> bool:
+        """Whether a weight is exported."""
+        return name.startswith(("features.", "model.")) and name.split(".")[1] not in training_only
+
     tokenizer = getattr(module, "tokenizer", None)
     card = model_card(
         kind=cfg.kind,
         name=cfg.name,
         command=shlex.join(["speechkit", "train", *HydraConfig.get().overrides.task]),
         metrics=metrics,
-        num_parameters=sum(parameter.numel() for parameter in module.model.parameters()),
+        num_parameters=sum(tensor.numel() for name, tensor in module.model.named_parameters() if kept(f"model.{name}")),
         facts={
             "description": cfg.description,
             "optimizer steps": f"{steps:,}",
@@ -277,7 +283,7 @@ def export(
             "torch": torch.__version__,
         },
     )
-    weights = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(("features.", "model."))}
+    weights = {name: tensor for name, tensor in module.state_dict().items() if kept(name)}
     save_pretrained(Path(cfg.job_dir) / "pretrained", config=config, state_dict=weights, tokenizer=tokenizer, card=card)
 
 

@@ -305,7 +305,7 @@ def init_from(module: nn.Module, name: str | Path, *, prefix: str = "model.encod
     found = {
         key: tensor
         for key, tensor in read_weights(directory).items()
-        if key.startswith(prefix) and not key.endswith(".step")  # a new training counts its own
+        if key.startswith(prefix) and not {"step", "mel_norm"} & {*key.split(".")}  # trainings count and measure themselves
     }
     own = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(prefix)}
     shared = found.keys() & own.keys()

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import speechkit
+from speechkit.nn.mel_norm import MelNorm
 from speechkit.pretrained import ASSETS, init_from, instantiate, list_models, load, save_pretrained
 from speechkit.text.tokenizers import CharTokenizer
 
@@ -170,9 +171,11 @@ def test_shipped_models_load_and_are_small(info: Any) -> None:
         assert [phone.symbol for phone in made.alignment] == model.frontend.phones("The train leaves at five.")
 
 
-def test_a_training_that_begins_with_another_counts_its_own_steps(tmp_path: Path) -> None:
+def test_a_training_that_begins_with_another_counts_and_measures_itself(tmp_path: Path) -> None:
     there, here = torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
     there.register_buffer("step", torch.tensor(1884))
+    there.mel_norm, here.mel_norm = MelNorm(), MelNorm()
+    there.mel_norm.mean.fill_(-5.0)
     here.register_buffer("step", torch.tensor(0))
     there.weight.data.fill_(2.0)
     weights = torch.nn.ModuleDict({"model": there}).state_dict()
@@ -180,3 +183,4 @@ def test_a_training_that_begins_with_another_counts_its_own_steps(tmp_path: Path
     init_from(torch.nn.ModuleDict({"model": here}), tmp_path, prefix="model.")
     assert here.weight.tolist() == [2.0] * 4
     assert int(here.step) == 0
+    assert float(here.mel_norm.mean) == 0.0

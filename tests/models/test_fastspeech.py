@@ -224,3 +224,19 @@ def test_a_batch_without_pitch_is_refused() -> None:
         build().loss(mel_BTF, mel_lens_B, batch._replace(pitch_BT=None))
     plain = build(pitch=False, energy=False).loss(mel_BTF, mel_lens_B, batch._replace(pitch_BT=None, energy_BT=None))
     assert set(plain.parts) == {"mel", "postnet", "duration"}
+
+
+def test_a_student_learns_the_mels_of_its_teacher() -> None:
+    teacher = build(1, dim=16, pitch=False)
+    student = build(2, teacher=teacher)
+    mel_BTF, mel_lens_B, batch = toy()
+    said_BTF = teacher.eval().recite(batch, batch.durations_BP, max_frames=mel_BTF.shape[1])
+    found = student.train().loss(mel_BTF, mel_lens_B, batch)
+    plain = build(2).train().loss(said_BTF, mel_lens_B, batch)
+    torch.testing.assert_close(found.loss, plain.loss)
+    assert not torch.allclose(found.loss, build(2).train().loss(mel_BTF, mel_lens_B, batch).loss)
+    found.loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not teacher.training
+    with pytest.raises(ValueError, match="teacher: knows 9 phones"):
+        build(2, vocab_size=10, teacher=build(1))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from speechkit.data.corpora import prepare_corpus
-from speechkit.pretrained import load_codec, load_vocoder
+from speechkit.pretrained import load_codec, load_synthesizer, load_vocoder
 from speechkit.text import espeak
 
 Run = Callable[[str, Sequence[str]], None]
@@ -167,3 +167,13 @@ def test_other_mels_are_refused_by_field(
     (folder / "config.yaml").write_text(config.replace("f_max: 8000.0", "f_max: 7500.0", 1))
     with pytest.raises(ValueError, match=r"f_max=7500\.0 against 8000\.0"):
         load_codec(folder)
+
+
+def test_a_student_needs_no_teacher_once_it_is_trained(voice: Path, tmp_path: Path, run_recipe: Run) -> None:
+    one_epoch = {"trainer.max_epochs": 1}
+    run_recipe("train.py", _overrides("demo_fastspeech", voice, tmp_path / "teacher", **one_epoch))
+    own = {"model.teacher": f"{{_pretrained_: {tmp_path}/teacher/pretrained, part: model}}", "model.dim": 8, **one_epoch}
+    run_recipe("train.py", _overrides("demo_fastspeech", voice, tmp_path / "student", **own))
+    weights = load_file(tmp_path / "student/pretrained/model.safetensors")
+    assert not [name for name in weights if "teacher" in name]
+    assert load_synthesizer(tmp_path / "student/pretrained").synthesize("Good morning.").sample_rate == 16000

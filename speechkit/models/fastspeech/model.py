@@ -70,12 +70,16 @@ class FastSpeechModel(nn.Module):
         energy: predict energy, and read it.
         learn_alignment: train an aligner along, for data without known durations; where a batch has them, they are taken.
         binarization_start: training step at which the loss of the hard alignment sets in; rises over as many steps.
+        teacher: a trained model of this family and of the same phones. Its mels are learnt instead of the recordings', with
+            durations, pitch and energy forced to be theirs; so a small model learns from a large one (Ren et al. 2019,
+            "FastSpeech", section 3.3, where the teacher is autoregressive). It is no part of what is exported.
 
     Raises:
-        ValueError: sizes do not fit together.
+        ValueError: sizes do not fit together, or the teacher knows other phones or mels.
     """
 
     num_views = 1
+    training_only = ("teacher",)
     step: Tensor
 
     def __init__(
@@ -102,6 +106,7 @@ class FastSpeechModel(nn.Module):
         energy: bool = True,
         learn_alignment: bool = False,
         binarization_start: int = 2000,
+        teacher: FastSpeechModel | None = None,
     ) -> None:
         super().__init__()
         first, second = kernel_sizes
@@ -130,6 +135,17 @@ class FastSpeechModel(nn.Module):
             self.postnet = PostNet(num_mels=num_mels, dim=postnet_dim, num_layers=postnet_layers, dropout=dropout)
         self.aligner = Aligner(phone_dim=dim, num_mels=num_mels) if learn_alignment else None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        if teacher is not None and (teacher.embedding.num_embeddings, teacher.out.out_features) != (vocab_size, num_mels):
+            sizes = f"{teacher.embedding.num_embeddings} phones and {teacher.out.out_features} mels"
+            raise ValueError(f"teacher: knows {sizes}, the model {vocab_size} and {num_mels}; take its tokenizer and mel")
+        self.teacher = None if teacher is None else teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FastSpeechModel:
+        """As of any module; the teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def encode(self, phones_BP: Tensor, phone_lens_B: Tensor, speakers_B: Tensor, languages_B: Tensor) -> Tensor:
         """Phones to hidden vectors, shape (B, P, D); arguments as in `speechkit.types.TtsInputs`."""
@@ -235,6 +251,8 @@ class FastSpeechModel(nn.Module):
         energy_BP = None if self.energy is None else _by_phone(batch.energy_BT, durations_BP)
         frames = mel_BTF.shape[1]
         before_BTF, after_BTF, _ = self.decode(x_BPD, batch.phone_lens_B, durations_BP, pitch_BP, energy_BP, max_frames=frames)
+        if self.teacher is not None:
+            mel_BTF = self.teacher.recite(batch, durations_BP, max_frames=frames)
         target_BTF = self.mel_norm.normalize(mel_BTF)
         parts["mel"] = _mean((before_BTF.float() - target_BTF).abs().mean(2), valid_BT)
         if self.postnet is not None:
@@ -251,6 +269,15 @@ class FastSpeechModel(nn.Module):
         if self.training:
             self.step += 1
         return LossOutput(total, {name: part.detach() for name, part in parts.items()}, valid_BT.sum())
+
+    @torch.no_grad()
+    def recite(self, batch: TtsBatch, durations_BP: Tensor, *, max_frames: int) -> Tensor:
+        """Log-mels of a batch with the given durations, pitch and energy, shape (B, T, F)."""
+        pitch_BP = None if self.pitch is None else _by_phone(batch.pitch_BT, durations_BP)
+        energy_BP = None if self.energy is None else _by_phone(batch.energy_BT, durations_BP)
+        x_BPD = self.encode(batch.phones_BP, batch.phone_lens_B, batch.speakers_B, batch.languages_B)
+        _, mel_BTF, _ = self.decode(x_BPD, batch.phone_lens_B, durations_BP, pitch_BP, energy_BP, max_frames=max_frames)
+        return self.mel_norm.denormalize(mel_BTF)
 
     def _binarization_weight(self) -> float:
         """0 until the soft alignment has formed, then rising to 1."""
