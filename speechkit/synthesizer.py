@@ -30,6 +30,7 @@ from speechkit.models.vocoder.griffin_lim import GriffinLim
 from speechkit.text.known_phones import KnownPhones, describe
 from speechkit.text.pauses import pauses_before
 from speechkit.text.tokenizers import PhonemeTokenizer, Tokenizer
+from speechkit.text.verbalize import base_language
 from speechkit.types import Seconds, Synthesis, TimedPhone, TtsInputs, TtsOutput
 
 FIRST_CHARS = 60  # of the first piece of a stream, so that the first sound comes early
@@ -174,7 +175,8 @@ class Synthesizer:
             text: what to say. A text without anything to say (empty, or nothing but emoji) gives an empty waveform and a
                 warning.
             speaker: name of the voice; None for the first. A list gives each text its own.
-            language: language code of the text, for models of several; None for the front end's own.
+            language: language code of the text, for models of several, with or without a region ("en-us" is "en" where that is
+                all the model knows); None for the front end's own.
             prompt: speech of the voice to imitate, for families that do: a path, an open file, bytes, or an array or tensor of
                 samples; up to 30 s. Silence at its ends is cut off, and a quiet one made louder.
             prompt_text: what is said in it.
@@ -234,7 +236,7 @@ class Synthesizer:
         """
         job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, speed=speed, pitch=pitch, seed=seed)
         _check_batch_size(batch_size)
-        return self._stream(text, _number(speaker, self.speakers, "speaker"), job, batch_size)
+        return self._stream(text, _speaker_number(speaker, self.speakers), job, batch_size)
 
     def _stream(self, text: str, speaker: int, job: _Job, batch_size: int) -> Iterator[Synthesis]:
         begin = 0.0
@@ -259,23 +261,20 @@ class Synthesizer:
         **changes: Any,
     ) -> _Job:
         """What a call asks for, checked and read."""
-        if any(self.languages):
-            _number(language, self.languages, "language")
         if not 0.0 <= pauses < float("inf"):
             raise ValueError(f"pauses={pauses} must be a number from 0; 1.0 is usual")
         options = self._options(**changes)
-        code = language or self.frontend.lang
         return _Job(
             options=options,
             language=language,
-            language_number=self.languages.index(code) if code in self.languages else 0,
+            language_number=_language_number(language, self.frontend.lang, self.languages),
             prompt=None if prompt is None else self._prompt(prompt, prompt_text, prompt_sample_rate, language),
             pauses=pauses / getattr(options, "speed", 1.0),
             seed=changes["seed"],
         )
 
     def _speak(self, texts: Sequence[str], speakers: Sequence[str | None], job: _Job, batch_size: int) -> list[Synthesis]:
-        numbers = [_number(speaker, self.speakers, "speaker") for speaker in speakers]
+        numbers = [_speaker_number(speaker, self.speakers) for speaker in speakers]
         pieces = [piece for index, text in enumerate(texts) for piece in self._pieces(index, text, job.language)]
         self._tell_replaced()
         made: dict[int, Synthesis] = {}
@@ -394,13 +393,26 @@ class Synthesizer:
         return np.exp(output.pitch_BP[row, :num_phones].float().cpu().numpy() * self.log_f0_std + mean)
 
 
-def _number(name: str | None, names: Sequence[str], what: str) -> int:
-    """Number of a voice or language; the first for None."""
+def _speaker_number(name: str | None, names: Sequence[str]) -> int:
+    """Number of a voice; the first for None."""
     if name is None:
         return 0
     if name not in names:
-        raise ValueError(f"{what}={name!r} is not known; choose one of {', '.join(map(repr, names))}")
+        raise ValueError(f"speaker={name!r} is not known; choose one of {', '.join(map(repr, names))}")
     return names.index(name)
+
+
+def _language_number(asked: str | None, own: str, languages: Sequence[str]) -> int:
+    """Number of a language, by its code or else without the region ("en" for "en-us"); None asks for the front end's own."""
+    if not any(languages) or (asked is None and len(languages) == 1):
+        return 0
+    wanted = own if asked is None else asked
+    for key in (str.lower, base_language):
+        keys = [key(language) for language in languages]
+        if key(wanted) in keys:
+            return keys.index(key(wanted))
+    whose = "" if asked is not None else ", the front end's own,"
+    raise ValueError(f"language={wanted!r}{whose} is not known; choose one of {', '.join(map(repr, languages))}")
 
 
 def _check_batch_size(batch_size: int) -> None:

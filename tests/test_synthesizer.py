@@ -245,7 +245,18 @@ def test_the_language_goes_to_the_model_by_its_number() -> None:
                        vocoder=GriffinLim(mel=MEL, num_iterations=0), languages=("de", "en", "fr"))  # fmt: skip
     many.synthesize("hm")  # the front end's own
     many.synthesize(["hm", "ja"], language="fr")
-    assert heard == [[1], [2, 2]]
+    many.synthesize("hm", language="de-AT")  # was number 0, as was any that is not known
+    many.synthesize("hm", language="en_GB")
+    assert heard == [[1], [2, 2], [0], [1]]
+    with pytest.raises(ValueError, match="language='es' is not known; choose one of 'de', 'en', 'fr'"):
+        many.synthesize("hm", language="es")
+    many.languages = ("de", "en-us", "en")
+    many.synthesize("hm", language="en")
+    many.synthesize("hm", language="en-gb")
+    assert heard[4:] == [[2], [1]]
+    many.languages = ("de", "fr")
+    with pytest.raises(ValueError, match="language='en', the front end's own, is not known; choose one of 'de', 'fr'"):
+        many.synthesize("hm")
 
 
 def test_prompts_come_to_the_model_as_one_loud_channel() -> None:
