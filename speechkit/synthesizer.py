@@ -17,7 +17,9 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, NamedTuple, Protocol, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -168,6 +170,7 @@ class Synthesizer:
         seed: int = 0,
         pauses: float = 1.0,
         batch_size: int = 8,
+        **options: Any,
     ) -> Any:
         """Speaks a text or a list of texts.
 
@@ -187,6 +190,8 @@ class Synthesizer:
             pauses: how long pauses between pieces of a text are: 1.0 for 0.12 s of silence after a clause, 0.25 s after a
                 sentence and 0.5 s after a paragraph, at normal speed; 0 for none but those that the model makes itself.
             batch_size: pieces of text spoken together; it changes the speed, not the sound.
+            options: further options of the model's family, such as energy of FastSpeech, or num_steps, guidance and temperature
+                of flow matching: what the fields of `self.options` are called.
 
         Returns:
             A `Synthesis`, or a list of them for a list of texts.
@@ -195,7 +200,7 @@ class Synthesizer:
             ValueError: an argument is unknown to this model, or out of range.
             AudioError: the prompt cannot be read.
         """
-        job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, speed=speed, pitch=pitch, seed=seed)
+        job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, seed, speed=speed, pitch=pitch, **options)
         _check_batch_size(batch_size)
         if isinstance(text, str):
             if not (speaker is None or isinstance(speaker, str)):
@@ -221,6 +226,7 @@ class Synthesizer:
         seed: int = 0,
         pauses: float = 1.0,
         batch_size: int = 1,
+        **options: Any,
     ) -> Iterator[Synthesis]:
         """Speaks a text piece by piece: what `synthesize` says, but with the first piece cut short.
 
@@ -234,7 +240,7 @@ class Synthesizer:
             What `synthesize` makes of each piece, times counted from the beginning of the text; its text is that of the piece.
             One empty piece where there is nothing to say.
         """
-        job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, speed=speed, pitch=pitch, seed=seed)
+        job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, seed, speed=speed, pitch=pitch, **options)
         _check_batch_size(batch_size)
         return self._stream(text, _speaker_number(speaker, self.speakers), job, batch_size)
 
@@ -258,19 +264,26 @@ class Synthesizer:
         prompt_text: str | None,
         prompt_sample_rate: int | None,
         pauses: float,
-        **changes: Any,
+        seed: int,
+        *,
+        speed: float | None,
+        pitch: float | None,
+        **options: Any,
     ) -> _Job:
         """What a call asks for, checked and read."""
         if not 0.0 <= pauses < float("inf"):
             raise ValueError(f"pauses={pauses} must be a number from 0; 1.0 is usual")
-        options = self._options(**changes)
+        changes = {name: value for name, value in (("speed", speed), ("pitch", pitch)) if value is not None}
+        if any(field.name == "seed" for field in dataclasses.fields(self.options)):
+            changes["seed"] = seed
+        options = self._options(**changes, **options)
         return _Job(
             options=options,
             language=language,
             language_number=_language_number(language, self.frontend.lang, self.languages),
             prompt=None if prompt is None else self._prompt(prompt, prompt_text, prompt_sample_rate, language),
             pauses=pauses / getattr(options, "speed", 1.0),
-            seed=changes["seed"],
+            seed=seed,
         )
 
     def _speak(self, texts: Sequence[str], speakers: Sequence[str | None], job: _Job, batch_size: int) -> list[Synthesis]:
@@ -290,12 +303,13 @@ class Synthesizer:
 
     def _options(self, **changes: Any) -> Any:
         """The family's options with what a call changes."""
-        known = {field.name for field in dataclasses.fields(self.options)}
-        wanted = {name: value for name, value in changes.items() if value is not None}
-        for name, value in wanted.items():
-            if name not in known and name != "seed":
-                raise ValueError(f"{name}={value}: {self.name or 'this model'} has no control of {name}; leave it out")
-        return dataclasses.replace(self.options, **{name: value for name, value in wanted.items() if name in known})
+        hints = get_type_hints(type(self.options))
+        for name, value in changes.items():
+            if name not in hints:
+                known = ", ".join(sorted(hints))
+                raise ValueError(f"{name}={value!r}: {self.name or 'this model'} has no option {name}; its options are {known}")
+            _check_number(name, value, hints[name])
+        return dataclasses.replace(self.options, **changes)
 
     def _pieces(self, index: int, text: str, language: str | None, *, first_chars: int | None = None) -> Iterator[_Piece]:
         """The pieces of one text that have something to say, the first cut to so many characters."""
@@ -413,6 +427,15 @@ def _language_number(asked: str | None, own: str, languages: Sequence[str]) -> i
             return keys.index(key(wanted))
     whose = "" if asked is not None else ", the front end's own,"
     raise ValueError(f"language={wanted!r}{whose} is not known; choose one of {', '.join(map(repr, languages))}")
+
+
+def _check_number(name: str, value: Any, hint: Any) -> None:
+    """Refuses what is no number for an option that is one."""
+    kinds = set(get_args(hint)) or {hint}
+    if not kinds <= {int, float, NoneType} or (value is None and NoneType in kinds):
+        return
+    if not isinstance(value, Real if float in kinds else Integral) or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be a {'number' if float in kinds else 'whole number'}")
 
 
 def _check_batch_size(batch_size: int) -> None:

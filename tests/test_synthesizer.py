@@ -232,6 +232,22 @@ def test_wrong_arguments_are_named(voice: Synthesizer) -> None:
         voice.synthesize([3])  # type: ignore[list-item]
 
 
+def test_options_of_the_family_are_arguments(voice: Synthesizer) -> None:
+    usual, loud = voice.synthesize("hm"), voice.synthesize("hm", energy=np.float32(2.0))
+    assert not np.array_equal(usual.mel, loud.mel)
+    np.testing.assert_array_equal(next(voice.stream("hm", energy=2.0)).mel, loud.mel)
+    with pytest.raises(ValueError, match="num_steps=4: mumble has no option num_steps; its options are energy, pit"):
+        voice.synthesize("hm", num_steps=4)
+    for name in ("speed", "pitch", "energy"):
+        with pytest.raises(ValueError, match=f"{name}=nan"):
+            voice.synthesize("hm", **{name: float("nan")})
+    for wrong in ("loud", None, True):
+        with pytest.raises(ValueError, match=f"energy={wrong!r} must be a number"):
+            voice.synthesize("hm", energy=wrong)
+    with pytest.raises(ValueError, match=r"seed=1\.5 must be a whole number"):
+        voice.stream("hm", seed=1.5)  # type: ignore[arg-type]
+
+
 def test_the_language_goes_to_the_model_by_its_number() -> None:
     model = FastSpeechModel(**{**SIZES, "num_languages": 3}).eval()
     heard: list[list[int]] = []
