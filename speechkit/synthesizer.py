@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechkit.audio.joining import after_pause, joined, shifted
+from speechkit.audio.joining import after_pause, in_a_row, joined
 from speechkit.audio.prompts import read_prompt
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.models.vocoder.griffin_lim import GriffinLim
@@ -225,6 +225,7 @@ class Synthesizer:
         pitch: float | None = None,
         seed: int = 0,
         pauses: float = 1.0,
+        first_chars: int | None = FIRST_CHARS,
         batch_size: int = 1,
         **options: Any,
     ) -> Iterator[Synthesis]:
@@ -233,6 +234,7 @@ class Synthesizer:
         Arguments as in `synthesize`; wrong ones are refused at once.
 
         Args:
+            first_chars: longest first piece; None for one as long as the others.
             batch_size: most pieces spoken together: one at first, then twice as many each time. More are faster on the whole,
                 and come in gusts.
 
@@ -242,19 +244,17 @@ class Synthesizer:
         """
         job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, seed, speed=speed, pitch=pitch, **options)
         _check_batch_size(batch_size)
-        return self._stream(text, _speaker_number(speaker, self.speakers), job, batch_size)
+        pieces = self._pieces(0, text, job.language, first_chars=first_chars)
+        return in_a_row(self._stream(text, pieces, _speaker_number(speaker, self.speakers), job, batch_size))
 
-    def _stream(self, text: str, speaker: int, job: _Job, batch_size: int) -> Iterator[Synthesis]:
-        begin = 0.0
-        pieces = self._pieces(0, text, job.language, first_chars=min(FIRST_CHARS, self.max_chars))
-        size = 1
-        while batch := list(islice(pieces, size)):
+    def _stream(self, text: str, pieces: Iterator[_Piece], speaker: int, job: _Job, batch_size: int) -> Iterator[Synthesis]:
+        size = 0
+        while batch := list(islice(pieces, max(size, 1))):
             self._tell_replaced()
             for piece, made in zip(batch, self._speak_batch(batch, [speaker] * len(batch), job)):
-                yield dataclasses.replace(shifted(made, begin), text=piece.written)
-                begin += len(made.wave) / self.sample_rate
-            size = min(2 * size, batch_size)
-        if not begin:
+                yield dataclasses.replace(made, text=piece.written)
+            size = min(2 * len(batch), batch_size)
+        if not size:
             yield joined([], text=text, mel=self.mel)
 
     def _job(
@@ -299,7 +299,7 @@ class Synthesizer:
         parts: list[list[Synthesis]] = [[] for _ in texts]
         for i, piece in enumerate(pieces):
             parts[piece.text].append(made[i])
-        return [joined(own, text=text, mel=self.mel) for text, own in zip(texts, parts)]
+        return [joined([*in_a_row(own)], text=text, mel=self.mel) for text, own in zip(texts, parts)]
 
     def _options(self, **changes: Any) -> Any:
         """The family's options with what a call changes."""
@@ -318,7 +318,7 @@ class Synthesizer:
         found = False
         parts = self.frontend.split(text, max_chars=self.max_chars, lang=language)
         if parts and first_chars is not None:
-            [first, *more] = self.frontend.split(parts[0], max_chars=first_chars, lang=language)
+            [first, *more] = self.frontend.split(parts[0], max_chars=min(first_chars, self.max_chars), lang=language)
             parts[:1] = [first, parts[0][len(first) :].lstrip()] if more else [first]
         longest = 0.0  # pause since what was last said
         for part, pause in zip(parts, pauses_before(text, parts)):

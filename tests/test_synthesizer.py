@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -353,8 +355,42 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
         command = ["synthesize", "-i", str(tmp_path / "text.txt"), "-m", str(folder), "-o", str(tmp_path / name), "--speed", "2"]
         assert runner.invoke(main, command).exit_code == 0
         assert soundfile.info(tmp_path / name).samplerate == 16000
-    piped = runner.invoke(main, ["synthesize", "-i", "-", "-m", str(folder)], input="from a pipe")
-    assert piped.stdout_bytes[:4] == b"RIFF"
+    for more in ([], ["-o", "-"]):
+        piped = runner.invoke(main, ["synthesize", "-i", "-", "-m", str(folder), *more], input="from a pipe")
+        assert piped.stdout_bytes[:4] == b"RIFF"
+        assert re.search(r"^first audio after \d+\.\d\d s, \d+\.\d\d s at 16000 Hz$", piped.stderr, re.MULTILINE)
+
+
+def test_the_command_speaks_as_synthesize_does(folder: Path, tmp_path: Path) -> None:
+    """Piece by piece: of a book, no more than some pieces are in memory."""
+    text = "This is the first sentence, of more than sixty letters and two clauses. The second.\n\nAnd a third; it ends"
+    expected = load_synthesizer(folder, device="cpu").synthesize(text, energy=1.0, pauses=2.0, batch_size=1)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    command = ["synthesize", "-i", str(tmp_path / "text.txt"), "-m", str(folder), "-o", str(tmp_path / "a.wav"), "--pauses", "2"]
+    command += ["--option", "energy=1.0", "--batch-size", "2", "--threads", "1", "--device", "cpu", "--dtype", "float32"]
+    threads = torch.get_num_threads()
+    try:
+        result = CliRunner().invoke(main, [*command, "--alignment", str(tmp_path / "a.json")])
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"a\.wav: first audio after \d+\.\d\d s, \d+\.\d\d s at 16000 Hz", result.stderr)
+    wave, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    np.testing.assert_allclose(wave, expected.wave, atol=4e-3)
+    rows = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert [row["phone"] for row in rows] == [phone.symbol for phone in expected.alignment]
+    assert [row["end"] for row in rows] == pytest.approx([phone.end for phone in expected.alignment])
+
+
+def test_the_longest_piece_comes_with_the_folder(folder: Path, tmp_path: Path) -> None:
+    assert load_synthesizer(folder).max_chars == 200
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    with (copy / "config.yaml").open("a", encoding="utf-8") as config:
+        config.write("max_chars: 12\n")
+    short = load_synthesizer(copy)
+    assert short.max_chars == 12
+    assert [piece.text for piece in short.stream("these words are many", batch_size=2)] == ["these words", "are many"]
 
 
 @pytest.mark.parametrize(
@@ -362,6 +398,13 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     [
         ([], "give a TEXT, or a file"),
         (["hi", "-o", "a.mp3"], "its suffix must be one of .wav, .flac, .ogg"),
+        (["hi", "-o", "none/a.wav"], "there is no folder none; make it first"),
+        (["hi", "-o", "a.wav", "--plot", "none/a.png"], "there is no folder none"),
+        (["hi", "-o", "a.wav", "--alignment", "none/a.json"], "there is no folder none"),
+        (["hi", "-o", "a.wav", "--option", "num_steps=4"], "has no option num_steps; its options are energy, pitch, seed, speed"),
+        (["hi", "-o", "a.wav", "--option", "energy=much"], "energy='much' must be a number"),
+        (["hi", "-o", "a.wav", "--option", "energy"], "--option energy: give it as KEY=VALUE"),
+        (["hi", "-o", "a.wav", "--option", "speed=2"], "--option speed=2: this is an option of the command itself; give --speed"),
         (["\U0001f600", "-o", "a.wav"], "there is nothing to say"),
         (["hi", "-o", "a.wav", "--speaker", "carl"], "speaker='carl'"),
         (["hi", "-o", "a.wav", "--prompt-text", "x", "--prompt", __file__], "audio"),
@@ -372,7 +415,14 @@ def test_what_the_command_refuses(folder: Path, arguments: list[str], reason: st
     result = CliRunner().invoke(main, ["synthesize", *arguments, "-m", str(folder)])
     assert result.exit_code != 0
     assert reason in result.output
-    assert not (tmp_path / "a.wav").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_outputs_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    for output in (tmp_path / "book.mp3", tmp_path / "none" / "book.wav"):
+        result = CliRunner().invoke(main, ["synthesize", "hi", "-m", "no such model", "-o", str(output)])
+        assert result.exit_code != 0
+        assert str(output) in result.output
 
 
 def test_a_picture(folder: Path, tmp_path: Path) -> None:

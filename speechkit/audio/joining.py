@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -43,21 +43,28 @@ def after_pause(made: Synthesis, num_frames: int, *, mel: MelSpectrogram) -> Syn
     )
 
 
+def in_a_row(parts: Iterable[Synthesis]) -> Iterator[Synthesis]:
+    """Pieces with times from their own beginning, with times from that of the first."""
+    begin = 0
+    for part in parts:
+        yield shifted(part, begin / part.sample_rate)
+        begin += len(part.wave)
+
+
 def joined(parts: Sequence[Synthesis], *, text: str, mel: MelSpectrogram) -> Synthesis:
     """The pieces of a text as one.
 
     Args:
-        parts: each with times from its own beginning; none for an empty waveform.
+        parts: `in_a_row`; none for an empty waveform.
         text: what they say together.
         mel: what their frames are.
     """
-    begins = np.cumsum([0, *(len(part.wave) for part in parts)]) / mel.sample_rate
     mels = [part.mel for part in parts if part.mel is not None]
     pitches = [part.pitch for part in parts if part.pitch is not None]
     return Synthesis(
         wave=np.concatenate([part.wave for part in parts]) if parts else np.zeros(0, np.float32),
         sample_rate=mel.sample_rate,
-        alignment=tuple(phone for part, begin in zip(parts, begins.tolist()) for phone in shifted(part, begin).alignment),
+        alignment=tuple(phone for part in parts for phone in part.alignment),
         text=text,
         mel=np.concatenate(mels) if mels else np.zeros((0, mel.output_dim), np.float32),
         pitch=np.concatenate(pitches) if len(pitches) == len(parts) and parts else None,
