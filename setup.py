@@ -46,6 +46,14 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 EXTRAS["moonshine"] = ["moonshine-voice==0.0.59"]  # a recogniser of others, for reading synthesis; later ones bring no model
+EXTRAS["mos"] = [  # models of listeners, for scripts/score_tts.py; pesq is compiled when it is installed
+    "pesq>=0.0.4",
+    "speechmos==0.0.1.1",
+    "onnxruntime>=1.16",
+    "requests>=2.28",
+    "librosa>=0.10.2",
+    "utmos-pytorch>=0.1,<0.2",
+]
 EXTRAS["dev"] = [
     "pytest>=8",
     "pytest-timeout>=2.3",

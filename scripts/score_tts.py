@@ -1,20 +1,26 @@
-"""Objective measures of synthetic speech against recordings: MCD, F0, voicing and duration errors, and likeness of the voice.
+"""Objective measures of synthetic speech against recordings: MCD, F0, voicing and duration errors, likeness of voices, quality.
 
     python scripts/score_tts.py pairs.jsonl
     python scripts/score_tts.py pairs.jsonl --sample-rate 16000 --rows rows.jsonl --json tts.json --worst 5
     python scripts/score_tts.py pairs.jsonl --speaker-model exp/demo_speaker/pretrained
+    python scripts/score_tts.py copies.jsonl --copy --mos dnsmos --plot tts.png
+    python scripts/score_tts.py pairs.jsonl --mos utmos --mos-weights utmos_state_dict.pt
 
 Each row of pairs.jsonl has `id`, `ref_audio` and `audio`: the files of the recording and of the synthesis, relative to
 pairs.jsonl; one without samples is an error. Both are brought to one rate, and mel-cepstra are taken from the mel spectrogram
 for synthesis at that rate: compare figures of one rate only. Definitions are in speechkit/metrics/tts.py; sums over all
 utterances are divided once. With a speaker encoder (`speechkit train experiment=<corpus>_speaker`) SECS is the cosine of its
-embeddings of both files, averaged over utterances; compare figures of one encoder only. Where rows have `audio_s` and
-`decode_s`, scripts/rtfx.py reports the speed. Exit status: 0, or 2 for input that cannot be used.
+embeddings of both files, averaged over utterances; compare figures of one encoder only. --copy is for what a vocoder or codec
+made of the recordings themselves, with the same times: it adds STOI, and wide-band PESQ where the package pesq is installed.
+--mos adds the opinion score that a model of listeners gives to the synthesis, and to the recording for comparison (extra `mos`;
+speechkit/metrics/quality.py). Where rows have `audio_s` and `decode_s`, scripts/rtfx.py reports the speed. Exit status: 0, or
+2 for input that cannot be used.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import sys
@@ -32,9 +38,13 @@ from speechkit.audio.io import load_audio
 from speechkit.audio.pitch import f0
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.metrics.hyps import read_hyps
-from speechkit.metrics.tts import SynthesisSums, measure_synthesis, speaker_similarity, sum_measures
+from speechkit.metrics.quality import RATE, load_opinion_score, pesq
+from speechkit.metrics.tts import SynthesisSums, measure_synthesis, speaker_similarity, stoi, sum_measures
+from speechkit.plots import plot_distributions
 from speechkit.pretrained import load_speaker_encoder
 from speechkit.speaker_encoder import SpeakerEncoder
+
+COPY_SECONDS = 0.1  # by so much a copy may be longer or shorter at its end
 
 _COLUMNS = {  # name in JSON -> heading and format of the table
     "mcd": ("MCD dB", "{:.2f}"),
@@ -44,7 +54,12 @@ _COLUMNS = {  # name in JSON -> heading and format of the table
     "duration_error_s": ("duration error s", "{:.3f}"),
     "relative_duration": ("relative %", "{:+.2%}"),
     "speaker_similarity": ("SECS", "{:.3f}"),
+    "stoi": ("STOI", "{:.3f}"),
+    "pesq": ("PESQ", "{:.2f}"),
+    "mos": ("MOS", "{:.2f}"),
+    "ref_mos": ("of recordings", "{:.2f}"),
 }
+_AVERAGED = ("speaker_similarity", "stoi", "pesq", "mos", "ref_mos")  # over utterances
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,19 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         mel = MelSpectrogram.preset(args.sample_rate)
         path = Path(args.pairs)
         pairs = read_hyps(path, texts=("ref_audio", "audio"))
-        encoder = None if args.speaker_model is None else load_speaker_encoder(args.speaker_model)
-        bar = tqdm(pairs, unit="utt", disable=None, leave=False)
-        measures: list[SynthesisSums] = []
-        rows: list[dict[str, Any]] = []
-        for pair in bar:
-            measures.append(measure_pair(pair, path.parent, mel, order=args.order))
-            rows.append({"id": pair["id"], **figures(measures[-1], mel)})
-            if encoder is not None:
-                rows[-1]["speaker_similarity"] = measure_voice(pair, path.parent, encoder)
-        total = sum_measures(measures)
+        total, rows = measure_all(pairs, path.parent, mel, args)
         everything = {"id": "all", **figures(total, mel)}
-        if encoder is not None:
-            everything["speaker_similarity"] = sum(row["speaker_similarity"] for row in rows) / len(rows)
+        everything |= {name: sum(row[name] for row in rows) / len(rows) for name in _AVERAGED if name in rows[0]}
+        if args.plot:
+            columns = {"mcd": ("MCD, dB", 1), "relative_duration": ("length against the recording, %", 100)}
+            values = {title: [row[name] * by for row in rows if row[name] is not None] for name, (title, by) in columns.items()}
+            plot_distributions(values, args.plot)
         if args.rows:
             Path(args.rows).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         if args.json:
@@ -78,15 +87,47 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "sums": asdict(total),
                 "order": args.order,
                 "mel": mel.settings(),
+                **({} if args.mos is None else {"mos_predictor": args.mos}),
                 "versions": {"speechkit": speechkit.__version__},
             }
             Path(args.json).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"score_tts: {error}", file=sys.stderr)
         return 2
     worst = sorted(rows, key=lambda row: (-row["mcd"], row["id"]))[: args.worst]
     _print_report(path, total, [everything, *worst], args)
     return 0
+
+
+def measure_all(
+    pairs: Sequence[Mapping[str, Any]], folder: Path, mel: MelSpectrogram, args: argparse.Namespace
+) -> tuple[SynthesisSums, list[dict[str, Any]]]:
+    """Sums over all rows, and the figures of each.
+
+    Raises:
+        ImportError: a package that a figure needs is not installed.
+        ValueError: a file, a model or an option cannot be used.
+    """
+    encoder = None if args.speaker_model is None else load_speaker_encoder(args.speaker_model)
+    if args.mos is None and args.mos_weights is not None:
+        raise ValueError(f"--mos-weights {args.mos_weights}: say by --mos what they are for")
+    predict = None if args.mos is None else load_opinion_score(args.mos, weights=args.mos_weights)
+    if args.copy and importlib.util.find_spec("pesq") is None:
+        print('score_tts: no PESQ without pesq; pip install "speechkit[mos]"', file=sys.stderr)
+    measures: list[SynthesisSums] = []
+    rows: list[dict[str, Any]] = []
+    for pair in tqdm(pairs, unit="utt", disable=None, leave=False):
+        measures.append(measure_pair(pair, folder, mel, order=args.order))
+        rows.append({"id": pair["id"], **figures(measures[-1], mel)})
+        if encoder is not None:
+            rows[-1]["speaker_similarity"] = measure_voice(pair, folder, encoder)
+        if args.copy:
+            rows[-1] |= measure_copy(pair, folder)
+    if predict is not None:
+        for name, field in (("mos", "audio"), ("ref_mos", "ref_audio")):
+            for row, score in zip(rows, predict([folder / pair[field] for pair in pairs]), strict=True):
+                row[name] = float(score)
+    return sum_measures(measures), rows
 
 
 def measure_pair(pair: Mapping[str, Any], folder: Path, mel: MelSpectrogram, *, order: int) -> SynthesisSums:
@@ -110,6 +151,26 @@ def measure_voice(pair: Mapping[str, Any], folder: Path, encoder: SpeakerEncoder
     """
     try:
         return speaker_similarity(*encoder.embed([folder / pair[name] for name in ("ref_audio", "audio")]))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{pair['id']}: {error}") from error
+
+
+def measure_copy(pair: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    """STOI of a copy, and PESQ where its package is installed; both at 16 kHz.
+
+    Raises:
+        ImportError: pystoi is not installed.
+        ValueError: a file cannot be read as audio or holds too little speech, or the lengths differ; the message names the row.
+    """
+    try:
+        ref_N, syn_N = (load_audio(folder / pair[name], sample_rate=RATE)[0] for name in ("ref_audio", "audio"))
+        if abs(len(ref_N) - len(syn_N)) > COPY_SECONDS * RATE:
+            seconds = f"{len(ref_N) / RATE:.2f} s and the synthesis {len(syn_N) / RATE:.2f} s"
+            raise ValueError(f"the recording lasts {seconds}: --copy is for speech with the same times")
+        shorter = min(len(ref_N), len(syn_N))
+        ref_N, syn_N = ref_N[:shorter], syn_N[:shorter]
+        found = {"stoi": stoi(ref_N, syn_N, RATE)}
+        return found if importlib.util.find_spec("pesq") is None else {**found, "pesq": pesq(ref_N, syn_N)}
     except (ValueError, OSError) as error:
         raise ValueError(f"{pair['id']}: {error}") from error
 
@@ -159,6 +220,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample-rate", type=int, default=22050, help="Hz: 16000, 22050 (default) or 24000")
     parser.add_argument("--order", type=int, default=24, help="number of mel-cepstra (default 24)")
     parser.add_argument("--speaker-model", metavar="FOLDER", help="speaker encoder, for the likeness of voices")
+    parser.add_argument("--copy", action="store_true", help="copy synthesis, with the same times: STOI and PESQ too")
+    parser.add_argument("--mos", metavar="NAME", help="opinion scores by dnsmos, utmos or module:function")
+    parser.add_argument("--mos-weights", metavar="FILE", help="weights of utmos")
+    parser.add_argument("--plot", metavar="FILE", help="picture of how MCD and length are distributed over utterances")
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="show the N utterances of the highest MCD")
     parser.add_argument("--rows", metavar="FILE", help="write the figures of each utterance as JSONL")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speechkit.audio.spectrogram import MelSpectrogram
-from speechkit.plots import plot_synthesis
+from speechkit.plots import plot_distributions, plot_synthesis
 from speechkit.types import Synthesis, TimedPhone
 
 MEL = MelSpectrogram.preset(16000)
@@ -27,3 +27,11 @@ def test_titles_are_text_and_not_mathematics(text: str, tmp_path: Path) -> None:
     )
     plot_synthesis(made, MEL, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_distributions(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot_distributions({"a": [1.0, 2.0, 2.5], "b": [0.0]}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="b: there is no value"):
+        plot_distributions({"a": [1.0], "b": []}, tmp_path / "a.png")

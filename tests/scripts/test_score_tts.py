@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -76,11 +78,41 @@ def test_likeness_of_voices(score_tts: ModuleType, pairs: Path, tmp_path: Path, 
     assert "is a folder with a recognizer" in capsys.readouterr().err
 
 
+def test_copies_scores_and_pictures(
+    score_tts: ModuleType, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pystoi", "matplotlib"):
+        pytest.importorskip(name)
+    module = ModuleType("mine")
+    module.rate = lambda paths: [3.0 if path.name == "ref.wav" else 2.0 for path in paths]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", module)
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    files = ["--rows", str(tmp_path / "rows.jsonl"), "--json", str(tmp_path / "tts.json"), "--plot", str(tmp_path / "a.png")]
+    assert score_tts.main([str(pairs), "--copy", "--mos", "mine:rate", *files]) == 0
+    same, up = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert same["stoi"] == pytest.approx(1.0, abs=1e-3)
+    assert up["stoi"] < same["stoi"]
+    assert ("pesq" in same) == (importlib.util.find_spec("pesq") is not None)
+    assert ((same["mos"], same["ref_mos"]), (up["mos"], up["ref_mos"])) == ((3.0, 3.0), (2.0, 3.0))
+    report = json.loads((tmp_path / "tts.json").read_text())
+    assert (report["mos"], report["ref_mos"], report["mos_predictor"]) == (2.5, 3.0, "mine:rate")
+    assert report["stoi"] == pytest.approx((same["stoi"] + up["stoi"]) / 2)
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    assert "STOI" in capsys.readouterr().out
+    pairs.write_text(json.dumps(rows[2]) + "\n")
+    assert score_tts.main([str(pairs), "--copy"]) == 2
+    assert "long: the recording lasts 0.60 s and the synthesis 0.90 s: --copy is for" in capsys.readouterr().err
+
+
 def test_unusable_input_is_named(score_tts: ModuleType, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = [
         ([str(pairs), "--sample-rate", "8000"], "sample_rate=8000"),
         ([str(pairs), "--order", "80"], "same: order=80: must be"),
         ([str(pairs), "--worst", "-1"], "--worst -1"),
+        ([str(pairs), "--mos", "best"], "mos=best: choose dnsmos"),
+        ([str(pairs), "--mos", "utmos"], "give the file with its weights"),
+        ([str(pairs), "--mos-weights", "a.pt"], "say by --mos what they are for"),
         ([str(pairs.with_name("nothing.jsonl"))], "no such file"),
     ]
     for arguments, message in cases:
