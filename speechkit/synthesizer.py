@@ -2,8 +2,9 @@
 
 How a text travels::
 
-    text -> front end: normalised, split at sentences and clauses, phones -> batches of pieces of similar length
-         -> the family's `infer` (mel frames, or a waveform) -> vocoder -> pieces of a text joined in order
+    text -> front end: normalised, split at sentences and clauses, phones -> those that the model knows
+         -> batches of pieces of similar length -> the family's `infer` (mel frames, or a waveform) -> vocoder
+         -> pieces of a text joined in order, with pauses by what they end with
 
 A piece sounds the same alone and in any batch: random numbers are drawn by its phones and the seed, and padding is masked.
 
