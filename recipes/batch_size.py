@@ -1,7 +1,8 @@
 """Find the largest batch per bucket: `speechkit batch-size experiment=<name> output=<yaml> [key=value ...]`.
 
 Runs training steps of the experiment's model and optimizer on noise, longest bucket first, until memory is full, and
-writes a table that training takes as `data.sampler.batch_sizes=<yaml>`.
+writes a table that training takes as `data.sampler.batch_sizes=<yaml>`. For recognisers; batches of models of text, and of
+speech synthesis, are bounded by one number.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def main(cfg: DictConfig) -> None:
 
 def search(cfg: DictConfig) -> None:
     """Searches and writes the table."""
+    if cfg.kind != "recognizer":
+        budget = "data.max_batch_tokens" if cfg.features is None else "data.sampler.max_batch_seconds"
+        raise ValueError(f"kind={cfg.kind}: speechkit batch-size measures recognisers; bound batches of this one by {budget}")
     if cfg.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={cfg.trainer.precision!r} cannot be tried; choose one of {', '.join(PRECISIONS)}")
-    if cfg.features is None:
-        raise ValueError("speechkit batch-size measures models of speech; one of text has a single budget, data.max_batch_tokens")
     set_threads(cfg.threads)
     data: Any = OmegaConf.to_container(cfg.data, resolve=True)
     texts = {name: data[name] for name in ("train", "normalizer", "target_field") if data.get(name) is not None}
