@@ -95,7 +95,11 @@ def synthesize(
         if output is not None:
             asked["first_chars"] = None  # nobody waits for the first piece: it need not be short
         pieces = synthesizer.stream(" ".join(text) if text else source.read(), **asked)
-        phones, kept = _write(pieces, output, synthesizer.sample_rate, keep=plot is not None)
+        phones: list[TimedPhone] = []
+        kept: list[Synthesis] = []
+        for piece in _written(pieces, output, synthesizer.sample_rate):
+            phones += piece.alignment if alignment is not None else ()
+            kept += [piece] if plot is not None else []
         if alignment is not None:
             rows = [{"phone": phone.symbol, "start": phone.start, "end": phone.end} for phone in phones]
             alignment.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -135,26 +139,19 @@ def _check_outputs(output: Path | None, *others: Path | None) -> None:
             raise ValueError(f"{path}: there is no folder {path.parent}; make it first, or give another")
 
 
-def _write(
-    pieces: Iterator[Synthesis], output: Path | None, sample_rate: int, *, keep: bool
-) -> tuple[list[TimedPhone], list[Synthesis]]:
-    """Writes pieces as they come; their phones, and themselves where they are to be kept."""
+def _written(pieces: Iterator[Synthesis], output: Path | None, sample_rate: int) -> Iterator[Synthesis]:
+    """Writes pieces as they come, hands them on, and says at the end how long they are."""
     from speechkit.audio.speech_file import speech_file, wav_stream
 
     started, latency, num_samples = time.perf_counter(), 0.0, 0
-    phones: list[TimedPhone] = []
-    kept: list[Synthesis] = []
     file = wav_stream(sys.stdout.buffer, sample_rate) if output is None else speech_file(output, sample_rate)
     with file as write:
         for piece in pieces:
             latency = latency or time.perf_counter() - started
             write(piece.wave)
             num_samples += len(piece.wave)
-            phones += piece.alignment
-            if keep:
-                kept.append(piece)
+            yield piece
         if not num_samples:
             raise ValueError("there is nothing to say in this text")
     seconds = f"first audio after {latency:.2f} s, {num_samples / sample_rate:.2f} s at {sample_rate} Hz"
     click.echo(seconds if output is None else f"{output}: {seconds}", err=True)
-    return phones, kept

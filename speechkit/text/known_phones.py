@@ -26,11 +26,11 @@ class KnownPhones:
     """The symbols of a model.
 
     Args:
-        names: of its ids, in their order.
+        names: of its ids, in their order; those in angle brackets are no phones.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._ids = {name: i for i, name in enumerate(names)}
+        self._ids = {name: i for i, name in enumerate(names) if not (name.startswith("<") and name.endswith(">"))}
         self._said: dict[str, list[str]] = {}
 
     def ids(self, symbols: Iterable[str]) -> list[int]:

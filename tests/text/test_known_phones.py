@@ -6,7 +6,7 @@ import pytest
 
 from speechkit.text.known_phones import KnownPhones, describe
 
-NAMES = ["<blank>", *"|,.bdt\u0283hn", "i\u02d0", "\u026a", "\u02c8\u0254", "\u02cco\u028a", "e\u026a"]
+NAMES = ["<unk>", *"|,.bdt\u0283hn", "i\u02d0", "\u026a", "\u02c8\u0254", "\u02cco\u028a", "e\u026a"]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ NAMES = ["<blank>", *"|,.bdt\u0283hn", "i\u02d0", "\u026a", "\u02c8\u0254", "\u0
         ("n\u0329", "n"),
         ("a\u026a", "\u026a"),
         ("x", ""),
+        ("<unk>", "n"),
         ("\u02c8", ""),
     ],
 )
