@@ -21,7 +21,7 @@ from speechkit.text.sentences import split_text
         ("\u5317\u98ce\u3002\u592a\u9633\u3002", [SENTENCE_PAUSE]),
         ("A line\nwith a break of", [0.0]),
         ("one", []),
-        ("one. one. one.", [SENTENCE_PAUSE] * 2),
+        ("One. One. One.", [SENTENCE_PAUSE] * 2),
     ],
 )
 def test_pauses_by_what_stands_before(text: str, pauses: list[float]) -> None:
