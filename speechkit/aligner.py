@@ -342,16 +342,16 @@ class _Scribe:
         return _Script(symbols, written, owners)
 
     def ids(self, symbols: Sequence[str]) -> list[int]:
-        """Ids of symbols, or of the same sounds with other or no stress where the model knows these.
+        """Ids of symbols, or of what stands in for those that the model does not know: of several sounds the first.
 
         Raises:
-            ValueError: the model does not know some.
+            ValueError: for some there is nothing like them.
         """
-        found = [self._known.same_sound(symbol) for symbol in symbols]
-        unknown = sorted({symbol for symbol, name in zip(symbols, found) if name is None})
+        found = [self._known.stand_in(symbol)[:1] for symbol in symbols]
+        unknown = sorted({symbol for symbol, names in zip(symbols, found) if not names})
         if unknown:
             raise ValueError(f"the model does not know the phones {' '.join(unknown[:10])}; use the front end it learnt by")
-        return self._known.ids([name for name in found if name is not None])
+        return self._known.ids([name for [name] in found])
 
     def sound_ids(self, symbols: Sequence[str]) -> list[int]:
         """Ids of the symbols that are no boundaries."""
