@@ -102,6 +102,18 @@ def test_phones_and_words_lie_where_they_are_spoken() -> None:
     assert [phone.score is None for phone in found.phones] == [True, False, False, True, False, False, True]
 
 
+def test_unknown_phones_are_found_by_what_stands_in_for_them() -> None:
+    class Affricates(Letters):
+        def phones(self, text: str, *, lang: str | None = None) -> list[str]:
+            return ["bc" if symbol == "b" else symbol for symbol in super().phones(text, lang=lang)]
+
+    recognizer: Any = Stub(PHONES, "abcd")
+    [found] = CtcAligner(recognizer=recognizer, frontend=Affricates()).align([AB_CD], ["ab cd."])
+    [plain] = aligner().align([AB_CD], ["ab cd."])
+    assert [phone.text for phone in found.phones] == ["|", "\u02c8a", "bc", "|", "c", "d", "."]
+    assert [(phone.start, phone.end) for phone in found.phones] == [(phone.start, phone.end) for phone in plain.phones]
+
+
 def test_training_reads_what_was_found() -> None:
     [found] = aligner().align([AB_CD], ["ab cd."])
     rows = [[span.text, span.start, span.end] for span in found.phones]
