@@ -1,7 +1,6 @@
-"""What families of recognisers there are, what each supports, and in which ways it decodes.
+"""What families of recognisers and of synthesis there are, what each supports, and in which ways it decodes.
 
-Told from the code of the families and from the configurations in conf/decode, so that a new one is listed as soon as it is
-there.
+Told from the code of the families and from the configurations in conf, so that a new one is listed as soon as it is there.
 """
 
 from __future__ import annotations
@@ -46,6 +45,54 @@ class FamilyInfo:
     kind: str = "family"
 
 
+@dataclass(frozen=True, slots=True)
+class SynthesisFamilyInfo:
+    """A family of synthesisers, codecs or vocoders.
+
+    Attributes:
+        name: the package in speechkit.models.
+        description: one line.
+        trains: what its recipes make: "synthesizer", "codec" or "vocoder".
+        models: its configurations, for `model=<name>`.
+        experiments: its recipes, for `experiment=<name>`.
+        decode: its configurations of synthesis, for `decode=<name>`, with what each lets be chosen.
+        kind: "synthesis_family".
+    """
+
+    name: str
+    description: str
+    trains: str
+    models: tuple[str, ...]
+    experiments: tuple[str, ...]
+    decode: dict[str, tuple[str, ...]]
+    kind: str = "synthesis_family"
+
+
+def list_synthesis_families() -> list[SynthesisFamilyInfo]:
+    """The families that speak, code speech or make waveforms, by name; told from the recipes in conf/experiment."""
+    package_of = {name: _package(_named("model", name)["_target_"]) for name in _names("model")}
+    found: dict[str, dict[str, Any]] = {}
+    for experiment in _names("experiment"):
+        config = _named("experiment", experiment)
+        if config.get("kind") not in ("synthesizer", "codec", "vocoder"):
+            continue
+        family = package_of[config["override /model"]]
+        own = found.setdefault(family, {"trains": config["kind"], "experiments": [], "decode": set()})
+        own["experiments"].append(experiment)
+        own["decode"] |= {config["override /decode"]} if "override /decode" in config else set()
+    return [
+        SynthesisFamilyInfo(
+            name=name,
+            description=_description(name),
+            trains=own["trains"],
+            models=tuple(model for model, package in package_of.items() if package == name),
+            experiments=tuple(own["experiments"]),
+            decode={mode: _controls(mode) for mode in sorted(own["decode"])},
+        )
+        for name, own in sorted(found.items())
+    ]
+
+
 def list_families() -> list[FamilyInfo]:
     """The families of recognisers that can be trained, by name; told from their code and the configurations in conf/decode."""
     found = []
@@ -61,7 +108,7 @@ def list_families() -> list[FamilyInfo]:
         found.append(
             FamilyInfo(
                 name=name,
-                description=(importlib.import_module(f"{models.__name__}.{name}").__doc__ or "").splitlines()[0],
+                description=_description(name),
                 non_autoregressive=not hasattr(model, "TransformerDecoder"),
                 decode=tuple(sorted(mode for mode in decode_names() if _family_of(mode) == name)),
                 timestamps=typing.get_args(typing.get_args(hints["timestamps"])[0]),
@@ -74,12 +121,31 @@ def list_families() -> list[FamilyInfo]:
 
 def decode_names() -> list[str]:
     """Names of the decoding configurations of recognisers, conf/decode/<name>.yaml; synthesisers have options there too."""
-    return [name for name in _names() if str(decode_config(name)["options"].get("_target_")).endswith("DecodeOptions")]
+    return [name for name in _names("decode") if str(decode_config(name)["options"].get("_target_")).endswith("DecodeOptions")]
 
 
-def _names() -> list[str]:
-    """Names of all files in conf/decode."""
-    return sorted(path.stem for path in _conf().glob("decode/*.yaml"))
+def _names(group: str) -> list[str]:
+    """Names of all files in conf/<group>."""
+    return sorted(path.stem for path in _conf().glob(f"{group}/*.yaml"))
+
+
+def _named(group: str, name: str) -> dict[str, Any]:
+    """The outermost settings of a configuration with those that it builds on, and what it chooses of other groups."""
+    own = yaml.safe_load((_conf() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    merged: dict[str, Any] = {}
+    for default in own.pop("defaults", []):
+        merged |= default if isinstance(default, dict) else _named(group, default) if default != "_self_" else {}
+    return {**merged, **own}
+
+
+def _description(family: str) -> str:
+    """The first line of a family's documentation."""
+    return (importlib.import_module(f"{models.__name__}.{family}").__doc__ or "").splitlines()[0]
+
+
+def _controls(mode: str) -> tuple[str, ...]:
+    """What a decoding configuration lets be chosen."""
+    return tuple(key for key in decode_config(mode)["options"] if key not in ("_target_", "seed"))
 
 
 def decode_config(name: str) -> dict[str, Any]:
@@ -90,7 +156,7 @@ def decode_config(name: str) -> dict[str, Any]:
     """
     path = _conf() / "decode" / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"decode={name} is not known; choose one of {', '.join(_names())}")
+        raise ValueError(f"decode={name} is not known; choose one of {', '.join(_names('decode'))}")
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
     merged: dict[str, Any] = {"options": {}}
     for config in [*map(decode_config, own.pop("defaults", [])), own]:
@@ -100,7 +166,12 @@ def decode_config(name: str) -> dict[str, Any]:
 
 def _family_of(mode: str) -> str:
     """The family that a decoding configuration is for."""
-    return str(decode_config(mode)["_target_"]).removeprefix(f"{models.__name__}.").split(".")[0]
+    return _package(decode_config(mode)["_target_"])
+
+
+def _package(target: str) -> str:
+    """The package in speechkit.models that a `_target_` is in."""
+    return target.removeprefix(f"{models.__name__}.").split(".")[0]
 
 
 def _conf() -> Path:

@@ -103,6 +103,23 @@ def test_models_lists_the_families_and_what_they_support() -> None:
     assert "decode=ctc_beam | ctc_beam_lm | ctc_greedy" in text
 
 
+def test_models_lists_the_families_of_synthesis_and_their_controls() -> None:
+    listed = json.loads(CliRunner().invoke(main, ["models", "--json"]).output)
+    families = {info["name"]: info for info in listed if info["kind"] == "synthesis_family"}
+    trains = {"codec": "codec", "vocoder": "vocoder"} | dict.fromkeys(("fastspeech", "flow", "maskgct"), "synthesizer")
+    assert {name: info["trains"] for name, info in families.items()} == trains
+    assert {"matcha_tiny", "f5_tiny", "simplespeech_tiny"} <= set(families["flow"]["models"])
+    assert {"demo_matcha", "demo_f5", "demo_simplespeech"} <= set(families["flow"]["experiments"])
+    assert {"vocos_tiny", "hifigan_v1"} <= set(families["vocoder"]["models"])
+    assert families["fastspeech"]["decode"] == {"fastspeech": ["speed", "pitch", "energy"]}
+    assert set(families["flow"]["decode"]) == {"flow_matcha", "flow_f5"}
+    assert {"num_steps", "solver", "guidance", "sway", "length", "speed"} <= set(families["flow"]["decode"]["flow_f5"])
+    assert all(info["description"].endswith(".") for info in families.values())
+    text = CliRunner().invoke(main, ["models"]).output
+    assert "decode=fastspeech, with speed, pitch, energy" in text
+    assert "codec: experiment=demo_codec | " in text
+
+
 def test_doctor_is_healthy_here() -> None:
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0

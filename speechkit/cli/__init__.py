@@ -98,21 +98,21 @@ def models(as_json: bool) -> None:
     """The models that ship with the package and load by name, and the families that can be trained."""
     import dataclasses
 
-    from speechkit.families import list_families
+    from speechkit.families import list_families, list_synthesis_families
     from speechkit.pretrained import list_models
 
-    found, families = list_models(), list_families()
+    found, families, synthesis = list_models(), list_families(), list_synthesis_families()
     if as_json:
-        rows = [*map(dataclasses.asdict, found), *map(dataclasses.asdict, families)]
+        rows = [*map(dataclasses.asdict, found), *map(dataclasses.asdict, families), *map(dataclasses.asdict, synthesis)]
         click.echo(json.dumps(rows, indent=2))
         return
     for info in found:
         click.echo(
-            f"{info.name:<14} {info.family:<10} {','.join(info.languages):<8} {info.num_bytes / 1e6:5.1f} MB  {info.description}"
+            f"{info.name:<16} {info.family:<10} {','.join(info.languages):<8} {info.num_bytes / 1e6:5.1f} MB  {info.description}"
         )
     if not found:
         click.echo("no model ships with this build; train one: speechkit train experiment=fsdd_ctc")
-    click.echo("\nfamilies to train: speechkit train experiment=<corpus>_<family>")
+    click.echo("\nfamilies of recognisers to train: speechkit train experiment=<corpus>_<family>")
     for family in families:
         facts = [
             "all tokens at once" if family.non_autoregressive else "token by token",
@@ -124,3 +124,10 @@ def models(as_json: bool) -> None:
         click.echo(f"{family.name:<14} {family.description}")
         click.echo(f"{'':<14} {'; '.join(facts)}")
         click.echo(f"{'':<14} decode={' | '.join(family.decode)}")
+    click.echo("\nfamilies of synthesis to train: speechkit train experiment=<name>")
+    for made in synthesis:
+        click.echo(f"{made.name:<14} {made.description}")
+        click.echo(f"{'':<14} {made.trains}: experiment={' | '.join(made.experiments)}")
+        click.echo(f"{'':<14} model={' | '.join(made.models)}")
+        for mode, controls in made.decode.items():
+            click.echo(f"{'':<14} decode={mode}, with {', '.join(controls)}")
