@@ -38,6 +38,10 @@ results: $(STAMP)  ## train and score every recipe whose table is published (hou
 	PATH=$(BIN):$$PATH bash recipes/speechocean762/families.sh
 	PATH=$(BIN):$$PATH bash recipes/demo/canary.sh
 	PATH=$(BIN):$$PATH bash recipes/ljspeech/run.sh
+	PATH=$(BIN):$$PATH bash recipes/demo/voices.sh
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install -q moonshine-voice==0.0.59 # reads LJSpeech's voices
+	PATH=$(BIN):$$PATH bash recipes/ljspeech/tts.sh
+	PATH=$(BIN):$$PATH bash recipes/kerstin/tts.sh
 
 clean:  ## remove the virtual environment and build files
 	rm -rf $(VENV) build dist *.egg-info
