@@ -216,6 +216,8 @@ def run_info(cfg: DictConfig, synthesizer: Synthesizer, *, wall_s: float) -> Run
         threads=torch.get_num_threads(),
         batch_size=cfg.batch_size,
         warmup_batches=cfg.warmup_batches,
+        timed=("text", "model", "transfer", "vocoder"),
+        not_timed=("load", "warmup", "write"),
         wall_s=round(wall_s, 3),
         decode={key: value if isinstance(value, str | int | float | None) else str(value) for key, value in settings.items()},
         checkpoint=str(cfg.checkpoint),

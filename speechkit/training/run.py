@@ -56,6 +56,7 @@ def quiet_lightning() -> None:
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*combination of `DataLoader.*",  # our loader is kept over epochs, not made anew
         ".*isinstance.treespec, LeafSpec.*",
+        ".*module.s. in eval mode at the start of training.*",  # trained parts inside a model, and teachers
         ".*Checkpoint directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message=message)
