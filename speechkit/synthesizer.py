@@ -397,7 +397,7 @@ class Synthesizer:
     def _alignment(self, symbols: Sequence[str], output: TtsOutput, row: int) -> tuple[TimedPhone, ...]:
         if output.durations_BP is None:
             return ()
-        ends = (output.durations_BP[row, : len(symbols)].cumsum(0).double().cpu() * self.mel.frame_shift).tolist()
+        ends = (output.durations_BP[row, : len(symbols)].cumsum(0).cpu().double() * self.mel.frame_shift).tolist()
         return tuple(TimedPhone(symbol, start, end) for symbol, start, end in zip(symbols, [0.0, *ends], ends))
 
     def _pitch(self, num_phones: int, output: TtsOutput, row: int, speaker: int) -> np.ndarray | None:
