@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -80,24 +81,22 @@ class HifiGanGenerator(nn.Module):
         if num_samples == 0:
             mel_BTF = functional.pad(mel_BTF, (0, 0, 0, 1))  # convolutions refuse what is empty
         valid_BT = padding_mask(mel_lens_B, mel_BTF.shape[1])
-        x_BCS = mel_BTF.transpose(1, 2)
-        if valid_BT is not None:
-            x_BCS = x_BCS.masked_fill(~valid_BT[:, None], 0.0)
-        x_BCS = self.conv_pre(x_BCS)
+        x_BC1S = mel_BTF.transpose(1, 2).unsqueeze(2)  # an image of one row whose channels come last in memory: see _convolve
+        x_BC1S = _convolve(self.conv_pre, _hide(x_BC1S, valid_BT))
         lens_B = mel_lens_B
         for place, upsampler in enumerate(self.upsamplers):
             assert isinstance(upsampler, nn.ConvTranspose1d)
-            x_BCS = functional.leaky_relu(_hide(x_BCS, valid_BT), _SLOPE)
-            x_BCS, lens_B = upsampler(x_BCS), lens_B * upsampler.stride[0]
-            valid_BT = None if valid_BT is None else valid_mask(lens_B, x_BCS.shape[2])
-            x_BCS = _hide(x_BCS, valid_BT)
+            x_BC1S = functional.leaky_relu(_hide(x_BC1S, valid_BT), _SLOPE)
+            x_BC1S, lens_B = _convolve(upsampler, x_BC1S), lens_B * upsampler.stride[0]
+            valid_BT = None if valid_BT is None else valid_mask(lens_B, x_BC1S.shape[3])
+            x_BC1S = _hide(x_BC1S, valid_BT)
             first = place * self.num_blocks
-            total_BCS = self.blocks[first](x_BCS, valid_BT)
+            total_BC1S = self.blocks[first](x_BC1S, valid_BT)
             for block in self.blocks[first + 1 : first + self.num_blocks]:
-                total_BCS = total_BCS + block(x_BCS, valid_BT)
-            x_BCS = total_BCS / self.num_blocks
-        x_BCS = self.conv_post(functional.leaky_relu(x_BCS))  # the slope of the public code here is 0.01
-        return _hide(x_BCS.tanh(), valid_BT).squeeze(1)[:, :num_samples].float()
+                total_BC1S = total_BC1S + block(x_BC1S, valid_BT)
+            x_BC1S = total_BC1S / self.num_blocks
+        x_BC1S = _convolve(self.conv_post, functional.leaky_relu(x_BC1S))  # the slope of the public code here is 0.01
+        return _hide(x_BC1S.tanh(), valid_BT).flatten(1)[:, :num_samples].float()
 
 
 class _ResidualBlock(nn.Module):
@@ -112,19 +111,29 @@ class _ResidualBlock(nn.Module):
             for step in (dilation, 1)[:num_convs]
         )
 
-    def forward(self, x_BCS: Tensor, valid_BS: Tensor | None) -> Tensor:
-        """Maps (B, C, S) to (B, C, S), zero outside of `valid_BS` if that is what it is given."""
+    def forward(self, x_BC1S: Tensor, valid_BS: Tensor | None) -> Tensor:
+        """Maps (B, C, 1, S) to (B, C, 1, S), zero outside of `valid_BS` if that is what it is given."""
         for first in range(0, len(self.convs), self.num_convs):
-            h_BCS = x_BCS
+            h_BC1S = x_BC1S
             for conv in self.convs[first : first + self.num_convs]:
-                h_BCS = _hide(conv(functional.leaky_relu(h_BCS, _SLOPE)), valid_BS)
-            x_BCS = x_BCS + h_BCS
-        return x_BCS
+                h_BC1S = _hide(_convolve(conv, functional.leaky_relu(h_BC1S, _SLOPE)), valid_BS)
+            x_BC1S = x_BC1S + h_BC1S
+        return x_BC1S
 
 
-def _hide(x_BCS: Tensor, valid_BS: Tensor | None) -> Tensor:
+def _convolve(conv: nn.Module, x_BC1S: Tensor) -> Tensor:
+    """A convolution over samples as one over an image of one row, channels last in memory: twice as fast on a CPU."""
+    assert isinstance(conv, nn.Conv1d | nn.ConvTranspose1d)
+    x_BC1S = x_BC1S.contiguous(memory_format=torch.channels_last)
+    weight, padding = conv.weight.unsqueeze(2), (0, int(conv.padding[0]))
+    if isinstance(conv, nn.ConvTranspose1d):
+        return functional.conv_transpose2d(x_BC1S, weight, conv.bias, (1, conv.stride[0]), padding)
+    return functional.conv2d(x_BC1S, weight, conv.bias, padding=padding, dilation=(1, conv.dilation[0]))
+
+
+def _hide(x_BC1S: Tensor, valid_BS: Tensor | None) -> Tensor:
     """Zeros past each row's length."""
-    return x_BCS if valid_BS is None else x_BCS.masked_fill(~valid_BS[:, None], 0.0)
+    return x_BC1S if valid_BS is None else x_BC1S.masked_fill(~valid_BS[:, None, None], 0.0)
 
 
 def _check_sizes(
