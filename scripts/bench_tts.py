@@ -1,4 +1,4 @@
-"""Synthesis side by side, in one run: ours of every family, an autoregressive baseline, and vocoders.
+"""Synthesis side by side, in one run: ours of every family, an autoregressive baseline, vocoders, and what others have published.
 
     python scripts/bench_tts.py [--quick] [--only NAME] [--batches 1,8] [--threads N] [--rounds N] [--seconds S]
                                 [--jsonl FILE] [--markdown FILE.md]
@@ -14,6 +14,9 @@ six layers 256 wide with self-attention and attention to the encoded phones; enc
 FastSpeech 2; "no cache" goes through all past frames again for every new one, as the plainest code does. The prenet has no
 dropout. It says exactly 10 s: there is nothing to learn when to stop from.
 
+Published systems (scripts/tts_peers.py has their sizes) take part where they are installed, each called as its own inference code
+does; those that are not are named and left out.
+
 The systems take turns within each round, in an order that rotates, after a warm-up on little speech. `s` is the median over
 rounds with percentiles 20 and 80; `as fast` how many times as fast as "AR Transformer", the median over rounds; a case gets no
 further round once it has taken --seconds, but always one. `x real time` is seconds of speech per second, over all of a batch.
@@ -24,6 +27,7 @@ the Vocos of the mels; for vocoders it is their own share. The slowest are measu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import platform
@@ -41,7 +45,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tts_contestants import BASELINE, EQUAL_SIZE, SMALL, UNCACHED, Sizes, System, Work, build
+from tts_contestants import BASELINE, EQUAL_SIZE, ESPNET_AR, SMALL, UNCACHED, Sizes, System, Work, build
+from tts_peers import peers
 
 from speechkit.models.vocoder.model import Vocoder
 
@@ -52,7 +57,7 @@ HEADINGS = ("system", "batch", "parameters, M", "s", "20 to 80 %", "as fast", "r
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a report; `as_fast` is None for vocoders, `first_audio_s` for batches of several rows."""
+    """One line of a report; `as_fast` is None for vocoders, `first_audio_s` for batches of several rows and for peers."""
 
     date: str
     commit: str
@@ -122,7 +127,8 @@ def measure(
     first = Work(sizes.first_seconds, 1)
     cases = [(system, batch) for batch in batches for system in systems if batch == 1 or not system.alone]
     for system in systems:
-        timed(partial(first_audio, system, Work(min(1.0, sizes.first_seconds), 1), vocos))
+        warm_up = system.run if system.rival else partial(first_audio, system, vocos=vocos)
+        timed(partial(warm_up, Work(min(1.0, sizes.first_seconds), 1)))
     for number in range(rounds):
         turn = number % len(cases)
         for system, batch in [*cases[turn:], *cases[:turn]]:
@@ -132,7 +138,7 @@ def measure(
             work = Work(sizes.seconds, batch)
             own[number], made = timed(partial(system.run, work))
             check(system, work, made)
-            if batch == 1:
+            if batch == 1 and not system.rival:
                 measured.first[system.label][number], _ = timed(partial(first_audio, system, first, vocos))
             print(f"round {number + 1}: {system.label}, batch {batch}: {own[number]:.3f} s", file=sys.stderr, flush=True)
     return measured
@@ -167,13 +173,13 @@ def to_rows(systems: Sequence[System], measured: Measured, sizes: Sizes, base: R
                 p80_s=p80,
                 as_fast=ratio(baseline, times),
                 real_time_factor=median / (batch * sizes.seconds),
-                first_audio_s=statistics.median(first.values()) if batch == 1 else None,
+                first_audio_s=statistics.median(first.values()) if first and batch == 1 else None,
             )
         )
     return rows
 
 
-def goals(measured: Measured, rows: Sequence[Row]) -> list[str]:
+def goals(measured: Measured, rows: Sequence[Row], systems: Sequence[System] = ()) -> list[str]:
     """What the figures should be, and whether they are; nothing of what was not measured."""
     lines = []
     for slow in (BASELINE, EQUAL_SIZE, UNCACHED):
@@ -184,6 +190,12 @@ def goals(measured: Measured, rows: Sequence[Row]) -> list[str]:
         if row.batch == 1 and row.system.startswith("Vocos 2"):
             found = 1.0 / row.real_time_factor
             lines.append(f"{row.system}: {found:.1f} x real time; wanted 40: {_met(found >= 40)}")
+    for system in systems:
+        found = ratio(measured.whole.get((system.label, 1), {}), measured.whole.get((system.rival, 1), {}))
+        if found is not None:
+            wanted = 100 if system.name == ESPNET_AR else 1
+            said = f"{found:.3g} times as fast; wanted {wanted}: {_met(found >= wanted)}"
+            lines.append(f"{system.rival} against {system.label}: {said}")
     return lines
 
 
@@ -272,10 +284,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     sizes = SMALL if args.quick else Sizes()
-    systems, vocos = build(sizes, args.only)
+    with contextlib.redirect_stdout(sys.stderr):  # peers print
+        systems, vocos = build(sizes, args.only, peers)
     measured = measure(systems, vocos, sizes, args.batches, 1 if args.quick else args.rounds, args.seconds)
     rows = to_rows(systems, measured, sizes, environment(args.threads))
-    lines = [] if args.quick else goals(measured, rows)
+    lines = [] if args.quick else goals(measured, rows, systems)
     print(table(rows), *lines, sep="\n")
     if args.jsonl:
         with args.jsonl.open("a", encoding="utf-8") as file:

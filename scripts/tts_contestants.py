@@ -34,6 +34,7 @@ from speechkit.types import TtsInputs
 
 VOCAB, PHONES_PER_SECOND = 100, 12
 BASELINE, EQUAL_SIZE, UNCACHED = "AR Transformer", "AR Transformer, equal size", "AR Transformer, no cache"
+ESPNET_AR = "ESPnet Transformer TTS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class System(NamedTuple):
         guided: whether each step goes through the network twice, or through twice as many rows.
         vocoder: whether it takes mels.
         alone: whether only a batch of one row is measured.
+        rival: label of what of ours a published system is compared with.
     """
 
     name: str
@@ -105,6 +107,7 @@ class System(NamedTuple):
     guided: bool = False
     vocoder: bool = False
     alone: bool = False
+    rival: str = ""
 
     @property
     def label(self) -> str:
@@ -327,12 +330,15 @@ def vocoder_systems(sizes: Sizes, mel22: MelSpectrogram, vocos: Sequence[Vocoder
         yield System(name, vocoder.mel, partial(run, vocoder), count(vocoder), vocoder=True)
 
 
-def build(sizes: Sizes, names: Sequence[str]) -> tuple[list[System], list[Vocoder]]:
+Peers = Callable[[Sizes, MelSpectrogram, MelSpectrogram], Iterator[System]]
+
+
+def build(sizes: Sizes, names: Sequence[str], peers: Peers) -> tuple[list[System], list[Vocoder]]:
     """All systems whose names contain one of `names` (the baseline always), and a Vocos for each kind of mels."""
     mel22, mel24 = MelSpectrogram.preset(22050), MelSpectrogram.preset(24000)
     torch.manual_seed(0)
     vocos = [Vocoder(mel=mel, generator=partial(VocosGenerator, num_layers=sizes.vocos_layers)).eval() for mel in (mel22, mel24)]
     systems = [*acoustic_systems(sizes, mel22), *flow_systems(sizes, mel22, mel24), *maskgct_systems(sizes, mel24)]
-    systems += vocoder_systems(sizes, mel22, vocos)
+    systems += [*vocoder_systems(sizes, mel22, vocos), *peers(sizes, mel22, mel24)]
     wanted = [name.lower() for name in names]
     return [s for s in systems if s.name == BASELINE or any(name in s.label.lower() for name in wanted) or not wanted], vocos

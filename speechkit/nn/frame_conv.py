@@ -28,6 +28,8 @@ class FrameConv(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd, so that the convolution is centred")
         self.conv = nn.Conv1d(in_dim, out_dim, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups)
+        weight_OKI = self.conv.weight.data.transpose(1, 2).contiguous()  # in memory as `forward` reads it, (O, I, K) in shape
+        self.conv.weight.data = weight_OKI.transpose(1, 2)
 
     def forward(self, x_BTI: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """Maps (B, T, I) to (B, ceil(T / stride), O).

@@ -236,7 +236,7 @@ class Checkpointer(Checkpoint):
             self.directory.mkdir(parents=True, exist_ok=True)
             partial = self.directory / f"{name}.partial"
             weights = evaluation_weights(trainer, pl_module)
-            save_file({key: tensor.detach().cpu().clone() for key, tensor in weights.items()}, partial)
+            save_file({key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in weights.items()}, partial)
             replace_durably(partial, self.directory / name)
         trainer.strategy.barrier("weights are kept")  # other ranks may go on to read them
 

@@ -29,6 +29,13 @@ def test_it_is_a_convolution_and_reads_no_padding(kernel_size: int, stride: int,
     torch.testing.assert_close(silence(padded, valid_BT)[0, :num_frames], x_BTI[0])
 
 
+def test_weights_lie_in_memory_as_they_are_read_and_stay_there() -> None:
+    conv = FrameConv(in_dim=8, out_dim=12, kernel_size=3)
+    conv.load_state_dict({"conv.weight": torch.randn(12, 8, 3), "conv.bias": torch.zeros(12)})
+    assert conv.conv.weight.shape == (12, 8, 3)
+    assert conv.conv.weight.unsqueeze(2).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_even_kernels_are_refused() -> None:
     with pytest.raises(ValueError, match="kernel_size=4 must be odd"):
         FrameConv(in_dim=1, out_dim=1, kernel_size=4)

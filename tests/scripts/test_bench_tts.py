@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,10 @@ def contestants(bench: ModuleType) -> ModuleType:
     return tts_contestants
 
 
-def test_quick_run_has_a_row_of_every_system(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_run_has_a_row_of_every_system(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "peers", lambda *sizes: iter(()))  # whatever is installed
     jsonl, page = tmp_path / "rows.jsonl", tmp_path / "tts.md"
     bench.main(["--quick", "--threads", "1", "--batches", "1,2", "--jsonl", str(jsonl), "--markdown", str(page)])
     rows = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
@@ -68,6 +72,38 @@ def test_goals_are_of_medians_over_common_rounds(bench: ModuleType) -> None:
     whole = {("AR Transformer", 1): {0: 30.0, 1: 10.0, 2: 50.0}, ("FastSpeech 2", 1): {0: 0.1, 1: 0.2}}
     [line] = bench.goals(bench.Measured(whole, {}), [])
     assert line == "FastSpeech 2 against AR Transformer: 175.0 times as fast; wanted 100: met"
+
+
+def test_published_systems_run_beside_ours(
+    bench: ModuleType, contestants: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peers(sizes: Any, mel22: Any, mel24: Any) -> Iterator[Any]:
+        def run(work: Any) -> torch.Tensor:
+            return torch.zeros(work.rows, work.num_frames(mel22), mel22.output_dim)
+
+        print("noise of a package")
+        yield contestants.System("theirs", mel22, run, 1, rival="FastSpeech 2")
+
+    monkeypatch.setattr(bench, "peers", peers)
+    bench.main(["--quick", "--threads", "1", "--batches", "1", "--only", "FastSpeech", "--only", "theirs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| AR Transformer", "| FastSpeech 2", "| theirs"]
+    whole = {("FastSpeech 2", 1): {0: 0.5, 1: 0.25}, ("theirs", 1): {0: 1.0, 1: 0.25, 2: 9.0}}
+    [line] = bench.goals(bench.Measured(whole, {}), [], list(peers(None, contestants.MelSpectrogram.preset(22050), None)))
+    assert line == "FastSpeech 2 against theirs: 1.5 times as fast; wanted 1: met"
+
+
+@pytest.mark.parametrize("package", ["espnet2", "matcha", "f5_tts", "vocos"])
+def test_installed_peers_say_as_much(bench: ModuleType, contestants: ModuleType, package: str) -> None:
+    pytest.importorskip(package, exc_type=ImportError)
+    import tts_peers
+
+    mel22, mel24 = (contestants.MelSpectrogram.preset(rate) for rate in (22050, 24000))
+    make = {"espnet2": tts_peers.espnet, "matcha": tts_peers.matcha, "f5_tts": tts_peers.f5, "vocos": tts_peers.vocos}[package]
+    sizes, work = contestants.SMALL, contestants.Work(1.0, 1)
+    for system in make(sizes, mel24 if package in ("f5_tts", "vocos") else mel22):
+        with torch.inference_mode():
+            bench.check(system, work, system.run(work))
 
 
 def test_cache_of_the_baseline_changes_nothing(contestants: ModuleType) -> None:
