@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -91,7 +90,8 @@ def train(cfg: DictConfig) -> float:
     [metrics] = trainer.validate(module, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
         facts = job.facts(cfg, module, datamodule)
-        export(cfg, module, metrics, steps=trainer.global_step, model=job.model, facts=facts)
+        took = {"steps": trainer.global_step, "cpu_minutes": round(checkpointer.cpu_seconds() / 60, 1)}
+        export(cfg, module, metrics, took=took, model=job.model, facts=facts)
         write_json(job_dir / "result.json", metrics)
         print(f"{job_dir / 'pretrained'}: " + " ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     return float(metrics[cfg.metric])
@@ -249,7 +249,7 @@ def export(
     module: LitModule,
     metrics: dict[str, float],
     *,
-    steps: int,
+    took: dict[str, float],
     model: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
@@ -262,7 +262,7 @@ def export(
         **facts,
         "description": cfg.description,
         "metrics": dict(metrics),
-        "training": {"steps": steps, "cpu_minutes": cpu_minutes()},
+        "training": took,
     }
 
     def kept(name: str) -> bool:
@@ -278,18 +278,13 @@ def export(
         num_parameters=sum(tensor.numel() for name, tensor in module.model.named_parameters() if kept(f"model.{name}")),
         facts={
             "description": cfg.description,
-            "optimizer steps": f"{steps:,}",
-            "CPU minutes": f"{cpu_minutes():,}",
+            "optimizer steps": f"{took['steps']:,}",
+            "CPU minutes": f"{took['cpu_minutes']:,}",
             "torch": torch.__version__,
         },
     )
     weights = {name: tensor for name, tensor in module.state_dict().items() if kept(name)}
     save_pretrained(Path(cfg.job_dir) / "pretrained", config=config, state_dict=weights, tokenizer=tokenizer, card=card)
-
-
-def cpu_minutes() -> float:
-    """Processor time of this process and its loaders, all threads together, since it began or was resumed."""
-    return round(sum(os.times()[:4]) / 60, 1)
 
 
 def recognizer_facts(cfg: DictConfig, module: LitModule, datamodule: BucketDataModule) -> dict[str, Any]:

@@ -126,6 +126,7 @@ class Checkpointer(Checkpoint):
         self.kept: list[tuple[float, int, str]] = []  # score, step, file name; the best first
         self._saved_step, self._saved_time = 0, time.monotonic()
         self._validated_step, self._is_final = -1, False
+        self._earlier_cpu_seconds = 0.0
 
     @property
     def last_path(self) -> Path:
@@ -195,14 +196,20 @@ class Checkpointer(Checkpoint):
             raise ValueError("no weights were kept, since no validation ran; lower trainer.val_check_interval")
         return average_states((name, load_file(self.directory / name)) for _, _, name in self.kept)
 
+    def cpu_seconds(self) -> float:
+        """Processor time of the run, all threads together: of this process, its ended loaders, and those it was resumed from."""
+        return self._earlier_cpu_seconds + sum(os.times()[:4])
+
     def state_dict(self) -> dict[str, Any]:
-        """Which weights are kept."""
-        return {"kept": [list(entry) for entry in self.kept], "validated_step": self._validated_step}
+        """Which weights are kept, and what it took until here."""
+        kept = [list(entry) for entry in self.kept]
+        return {"kept": kept, "validated_step": self._validated_step, "cpu_seconds": self.cpu_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.kept = [(score, step, name) for score, step, name in state_dict["kept"]]
         self._validated_step = state_dict["validated_step"]
+        self._earlier_cpu_seconds = state_dict.get("cpu_seconds", 0.0)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         steps = trainer.global_step - self._saved_step
@@ -236,7 +243,8 @@ class Checkpointer(Checkpoint):
             self.directory.mkdir(parents=True, exist_ok=True)
             partial = self.directory / f"{name}.partial"
             weights = evaluation_weights(trainer, pl_module)
-            save_file({key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in weights.items()}, partial)
+            copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
+            save_file(copies, partial)
             replace_durably(partial, self.directory / name)
         trainer.strategy.barrier("weights are kept")  # other ranks may go on to read them
 

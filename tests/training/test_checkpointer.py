@@ -78,6 +78,13 @@ def test_a_crash_while_writing_keeps_the_previous_checkpoint(tmp_path: Path, mon
     torch.load(checkpointer.last_path, weights_only=True)
 
 
+def test_processor_time_adds_up_over_resumed_runs(tmp_path: Path) -> None:
+    first, second = (Checkpointer(directory=tmp_path) for _ in range(2))
+    second.load_state_dict(first.state_dict() | {"cpu_seconds": 7200.0})
+    assert 7200 < second.cpu_seconds() < 7200 + 2 * first.cpu_seconds()
+    assert second.state_dict()["cpu_seconds"] > 7200
+
+
 def test_random_states_come_back() -> None:
     states = random_states()
 
