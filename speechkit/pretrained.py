@@ -85,7 +85,7 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such folder or shipped model.
-        ValueError: the folder is damaged, or names code that it may not name.
+        ValueError: the folder is damaged, or names code that it may not name, or torch knows no such device.
     """
     directory = find_folder(name)
     kind = read_config(directory)["kind"]
@@ -110,6 +110,8 @@ def load_recognizer(
     config = read_config(directory)
     if config["kind"] == "language_model":
         raise ValueError(f"{directory} holds a language model: name it in a recogniser's decode options, as lm={name}")
+    if config["kind"] == "vocoder":
+        raise ValueError(f"{directory} holds a vocoder: name it where a synthesiser or codec is loaded, as vocoder={name}")
     if config["kind"] != "recognizer":
         raise ValueError(f"{directory / CONFIG}: kind {config['kind']!r} is not a recogniser of this version of speechkit")
     tokenizer = load_tokenizer(directory)
@@ -362,7 +364,7 @@ def instantiate(node: Any, *, where: str) -> Any:
 
 
 def _resolve(path: Any, where: str) -> Any:
-    """The object named by a dotted path, when it is defined in an allowed package."""
+    """The object named by a dotted path, when it is defined in an allowed package: a class, or a family's `infer`."""
     if not isinstance(path, str) or not path.startswith(ALLOWED_PACKAGES):
         raise ValueError(f"{where}: _target_ {path!r} is refused: only parts of speechkit's models can be named")
     module_name, _, attribute = path.rpartition(".")
@@ -371,7 +373,8 @@ def _resolve(path: Any, where: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{where}: _target_ {path!r} does not exist in this version of speechkit") from error
     home = f"{getattr(target, '__module__', '')}."
-    if not callable(target) or not home.startswith(ALLOWED_PACKAGES):
+    is_part = inspect.isclass(target) or (inspect.isfunction(target) and target.__name__ == "infer")  # others may write files
+    if not is_part or not home.startswith(ALLOWED_PACKAGES):
         raise ValueError(f"{where}: _target_ {path!r} is refused: it is {home[:-1]}, not a part of speechkit's models")
     return target
 
@@ -384,7 +387,10 @@ def _load_weights(directory: Path, modules: nn.Module) -> None:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is none that torch knows; name cpu, cuda, cuda:1 or mps") from error
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -243,6 +243,10 @@ class Synthesizer:
             What `synthesize` makes of each piece, times counted from the beginning of the text; its text is that of the piece.
             One empty piece where there is nothing to say.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"text={text!r} is no string; a list of texts is for synthesize")
+        if first_chars is not None and first_chars < 1:
+            raise ValueError(f"first_chars={first_chars} must be at least 1, or None")
         job = self._job(language, prompt, prompt_text, prompt_sample_rate, pauses, seed, speed=speed, pitch=pitch, **options)
         _check_batch_size(batch_size)
         pieces = self._pieces(0, text, job.language, first_chars=first_chars)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
+from speechkit.aligner import CtcAligner
 from speechkit.cli import main
 from speechkit.data.manifest import read_manifest, write_manifest
 from speechkit.text import espeak
@@ -96,6 +98,30 @@ def test_mistakes_cost_one_line(tmp_path: Path, manifest: Path, arguments: list[
     assert message in result.output
     assert len([line for line in result.output.splitlines() if line.startswith("Error")]) == 1
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_manifest_itself_is_not_written_over(manifest: Path) -> None:
+    before = manifest.read_text()
+    result = run("demo-ctc", manifest, "-o", manifest)
+    assert result.exit_code == 1
+    assert "is the manifest itself" in result.output
+    assert manifest.read_text() == before
+
+
+def test_an_interruption_leaves_what_was_found(tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    align, calls = CtcAligner.align, []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return align(*args, **options)
+
+    monkeypatch.setattr(CtcAligner, "align", interrupted)
+    result = run("demo-ctc", manifest, "-o", tmp_path / "out.jsonl", "--batch-size", 1)
+    assert result.exit_code == 130
+    assert not (tmp_path / "out.jsonl").exists()
+    assert [row.id for row in read_manifest(tmp_path / "out.jsonl.part")] == ["a/1"]
 
 
 def test_ids_of_one_file_name_are_refused(tmp_path: Path, manifest: Path) -> None:

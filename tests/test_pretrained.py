@@ -77,6 +77,20 @@ def test_foreign_targets_are_refused(tmp_path: Path, target: object) -> None:
         load(directory)
 
 
+def test_functions_that_write_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "precious.wav"
+    path.write_bytes(b"precious")
+    node = {"_target_": "speechkit.audio.io.save_audio", "path": str(path), "wave": [0.0], "sample_rate": 16000}
+    with pytest.raises(ValueError, match="refused"):
+        instantiate(node, where="model")
+    assert path.read_bytes() == b"precious"
+
+
+def test_an_unknown_device_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device='gpu' is none that torch knows"):
+        load(_save(tmp_path), device="gpu")
+
+
 def test_a_reexported_foreign_object_is_refused() -> None:
     # `nn` is a module that speechkit's model imports; its objects are torch's, whatever path leads to them.
     with pytest.raises(ValueError, match=r"refused|does not exist"):

@@ -110,6 +110,14 @@ def test_a_stream_begins_with_a_short_piece(voice: Synthesizer) -> None:
     assert [piece.text for piece in voice.stream("hm")] == ["hm"]
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "message"), [(["a"], {}, "is no string"), ("a", {"first_chars": 0}, "first_chars=0")]
+)
+def test_a_stream_refuses_at_once(voice: Synthesizer, text: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        voice.stream(text, **options)
+
+
 def test_a_stream_says_what_synthesize_says() -> None:
     """The rest was joined with blanks: paragraphs ran together, and scripts without blanks got some."""
     frontend = FrontEnd(**FRONTEND)

@@ -26,6 +26,8 @@ _UNKNOWN = 0xFFFFFFFF  # length of what is not known to end, as players take it
 def speech_file(path: Path, sample_rate: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Opens a sound file that takes the place of `path` when the block ends without error.
 
+    An interruption (Ctrl-C) leaves what was written until then in `part_of(path)`; an error leaves nothing.
+
     Args:
         path: with a suffix of `speechkit.audio.io.SPEECH_SUFFIXES`, which chooses the format.
         sample_rate: rate in Hz.
@@ -50,8 +52,16 @@ def speech_file(path: Path, sample_rate: int) -> Iterator[Callable[[np.ndarray],
         temporary.replace(path)
     except soundfile.SoundFileError as error:
         raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
+    except (KeyboardInterrupt, GeneratorExit):  # the latter where a generator that writes is given up
+        temporary.replace(part_of(path))
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Where `speech_file` leaves what an interruption cut short: book.part.flac beside book.flac."""
+    return path.with_name(f"{path.stem}.part{path.suffix}")
 
 
 @contextmanager

@@ -62,11 +62,13 @@ def align(
     OUTPUT is the manifest with the fields "words" ([[word, start, end], ...]) and "phonemes" ([[symbol, start, end], ...],
     boundaries included), which training of synthesisers reads; times are seconds from the start of the utterance. Utterances
     that cannot be aligned (empty texts, silent or unreadable audio, texts too long for their audio) are left out of it; each
-    costs a line on standard error, and the exit code is 1.
+    costs a line on standard error, and the exit code is 1. Ctrl-C leaves what was found until then in OUTPUT.part.
     """
     from speechkit.data.manifest import read_manifest, write_manifest
 
     try:
+        if output.resolve() == manifest.resolve():
+            fail(f"-o {output} is the manifest itself, and rows that cannot be aligned would be lost; name another file")
         utterances = read_manifest(manifest)
         if not utterances:
             fail(f"{manifest} holds no utterance")
@@ -77,21 +79,27 @@ def align(
                 f"{model} does not know phones: times of words only (--phones even spreads the phones of each word over it)",
                 err=True,
             )
-        found = dict(_align(aligner, utterances, text_field, batch_size))
-        for index, result in found.items():
-            for folder, suffix, write in ((textgrid, "TextGrid", _textgrid), (json_dir, "json", _json)):
-                if folder is not None and not result.error:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    path = folder / f"{names[utterances[index].id]}.{suffix}"
-                    path.write_text(write(utterances[index], result), encoding="utf-8")
-        rows = (_with_times(each, found[index]) for index, each in enumerate(utterances) if not found[index].error)
+        found: dict[int, UtteranceAlignment] = {}
+        try:
+            for index, result in _align(aligner, utterances, text_field, batch_size, options["lang"]):
+                found[index] = result
+                for folder, suffix, write in ((textgrid, "TextGrid", _textgrid), (json_dir, "json", _json)):
+                    if folder is not None and not result.error:
+                        folder.mkdir(parents=True, exist_ok=True)
+                        path = folder / f"{names[utterances[index].id]}.{suffix}"
+                        path.write_text(write(utterances[index], result), encoding="utf-8")
+        except KeyboardInterrupt:
+            output = output.with_name(f"{output.name}.part")
+        rows = (_with_times(utterances[index], result) for index, result in sorted(found.items()) if not result.error)
         num_rows = write_manifest(output, rows)
     except (ValueError, OSError, ImportError) as error:
         fail(error)
-    for index, each in enumerate(utterances):
-        if found[index].error:
-            click.echo(f"error: utterance {each.id!r}: {found[index].error}", err=True)
+    for index, result in sorted(found.items()):
+        if result.error:
+            click.echo(f"error: utterance {utterances[index].id!r}: {result.error}", err=True)
     click.echo(f"{output}: {num_rows} of {len(utterances)} utterances", err=True)
+    if len(found) < len(utterances):
+        raise SystemExit(130)  # as shells say of what Ctrl-C ended
     if num_rows < len(utterances):
         raise SystemExit(1)
 
@@ -124,7 +132,7 @@ def _load(
 
 
 def _align(
-    aligner: CtcAligner | MelAligner, utterances: Sequence[Utterance], text_field: str, batch_size: int
+    aligner: CtcAligner | MelAligner, utterances: Sequence[Utterance], text_field: str, batch_size: int, lang: str | None
 ) -> Iterator[tuple[int, UtteranceAlignment]]:
     """Alignments, with the places of their utterances; batches hold utterances of similar length."""
     from tqdm import tqdm
@@ -147,7 +155,7 @@ def _align(
                     yield index, UtteranceAlignment(utterances[index].duration, error=str(error))
             chosen = [utterances[index] for index in waves]
             texts = [each.text if text_field == "text" else field_text(each, text_field) for each in chosen]
-            yield from zip(waves, aligner.align(list(waves.values()), texts, langs=[each.lang for each in chosen]))
+            yield from zip(waves, aligner.align(list(waves.values()), texts, langs=[each.lang or lang for each in chosen]))
             bar.update(len(order[first : first + batch_size]))
 
 

@@ -141,16 +141,21 @@ def _check_outputs(output: Path | None, *others: Path | None) -> None:
 
 def _written(pieces: Iterator[Synthesis], output: Path | None, sample_rate: int) -> Iterator[Synthesis]:
     """Writes pieces as they come, hands them on, and says at the end how long they are."""
-    from speechkit.audio.speech_file import speech_file, wav_stream
+    from speechkit.audio.speech_file import part_of, speech_file, wav_stream
 
     started, latency, num_samples = time.perf_counter(), 0.0, 0
     file = wav_stream(sys.stdout.buffer, sample_rate) if output is None else speech_file(output, sample_rate)
     with file as write:
-        for piece in pieces:
-            latency = latency or time.perf_counter() - started
-            write(piece.wave)
-            num_samples += len(piece.wave)
-            yield piece
+        try:
+            for piece in pieces:
+                latency = latency or time.perf_counter() - started
+                write(piece.wave)
+                num_samples += len(piece.wave)
+                yield piece
+        except KeyboardInterrupt:
+            if output is not None:
+                click.echo(f"{part_of(output)}: {num_samples / sample_rate:.2f} s, spoken until the interruption", err=True)
+            raise
         if not num_samples:
             raise ValueError("there is nothing to say in this text")
     seconds = f"first audio after {latency:.2f} s, {num_samples / sample_rate:.2f} s at {sample_rate} Hz"

@@ -105,29 +105,36 @@ class Perplexities:
 
 
 class LossParts:
-    """Means of the parts of a loss over its targets, such as valid/mel: for models whose output nobody can count errors in."""
+    """Means of the parts of a loss, such as valid/mel, for models whose output nobody can count errors in.
+
+    A part of a batch counts by the batch's targets, whatever it is a mean over; batches without it do not count.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._num_targets = 0.0
+        self._sums: dict[str, list[float]] = {}  # of a part times targets, and of targets
 
     def update(self, model: Any, inputs: tuple[Tensor, ...], batch: TtsBatch, output: LossOutput) -> None:
         """Adds a batch."""
         num_targets = float(output.num_targets)
         for name, part in output.parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(part) * num_targets
-        self._num_targets += num_targets
+            sums = self._sums.setdefault(name, [0.0, 0.0])
+            sums[0] += float(part) * num_targets
+            sums[1] += num_targets
 
     def take_sums(self) -> list[float]:
-        """The sums so far, which begin anew; their names are kept, and the same on all ranks."""
-        sums = [self._num_targets, *(self._sums[name] for name in sorted(self._sums))]
-        self._num_targets, self._sums = 0.0, dict.fromkeys(self._sums, 0.0)
-        return sums
+        """The sums so far, which begin anew; their names are kept, and brought together with those of other ranks."""
+        names: list[Any] = [list(self._sums)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            names = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(names, list(self._sums))
+        own = self._sums
+        self._sums = {name: [0.0, 0.0] for name in sorted({name for part in names for name in part})}
+        return [value for name in self._sums for value in own.get(name, (0.0, 0.0))]
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
-        """Metrics of sums of several ranks."""
-        num_targets, *parts = sums
-        return {f"valid/{name}": part / max(num_targets, 1.0) for name, part in zip(sorted(self._sums), parts, strict=True)}
+        """Metrics of sums of several ranks; a part that no batch has is none."""
+        pairs = zip(self._sums, sums[::2], sums[1::2], strict=True)
+        return {f"valid/{name}": part / num_targets for name, part, num_targets in pairs if num_targets}
 
 
 class Verification:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from speechkit.audio.io import load_audio
-from speechkit.audio.speech_file import speech_file, wav_stream
+from speechkit.audio.speech_file import part_of, speech_file, wav_stream
 
 RATE = 16000
 PIECES = [np.random.default_rng(size).uniform(-0.5, 0.5, size).astype(np.float32) for size in (7, 100_000, 1)]
@@ -49,6 +49,24 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         pass
     with pytest.raises(OSError, match=r"none/a\.wav: cannot be written"), speech_file(tmp_path / "none" / "a.wav", RATE):
         pass
+
+
+@pytest.mark.parametrize("name", ["a.wav", "b.flac", "c.ogg"])
+def test_an_interruption_leaves_what_was_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"old")
+
+    def stop() -> None:
+        with speech_file(path, RATE) as write:
+            write(PIECES[1])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert path.read_bytes() == b"old"
+    found, rate = soundfile.read(part_of(path))
+    assert (rate, len(found)) == (RATE, len(PIECES[1]))
+    assert {each.name for each in tmp_path.iterdir()} == {name, part_of(path).name}
 
 
 def test_a_pipe_is_read_while_it_is_written() -> None:

@@ -11,7 +11,7 @@ from speechkit.metrics.speaker import equal_error_rate, score_pairs
 from speechkit.models.speaker.infer import embed
 from speechkit.models.speaker.model import SpeakerModel
 from speechkit.text.tokenizers import CharTokenizer
-from speechkit.training.evaluation import Perplexities, Verification
+from speechkit.training.evaluation import LossParts, Perplexities, Verification
 from speechkit.training.guards import TrainingError, explain_oom
 from speechkit.types import LossOutput, TextBatch, TtsBatch
 
@@ -42,6 +42,17 @@ def test_an_untrained_model_does_not_overflow() -> None:
     evaluation = Perplexities(tokenizer=TOKENIZER)
     evaluation.update(None, (), make_batch(), output(1000.0, 7))
     assert all(math.isfinite(value) for value in evaluation.metrics(evaluation.take_sums()).values())
+
+
+def test_parts_of_a_loss_are_means_over_the_batches_that_have_them() -> None:
+    evaluation = LossParts()
+    batches = [({"mel": 1.0, "low": 0.5}, 10), ({"mel": 3.0}, 30), ({"mel": 2.0, "low": 0.9}, 30)]
+    for parts, num_targets in batches:
+        made = {name: torch.tensor(part) for name, part in parts.items()}
+        evaluation.update(None, (), speaker_batch([], []), LossOutput(torch.tensor(9.0), made, torch.tensor(num_targets)))
+    metrics = evaluation.metrics(evaluation.take_sums())
+    assert metrics == pytest.approx({"valid/low": (5.0 + 27.0) / 40, "valid/mel": 160 / 70})
+    assert evaluation.take_sums() == [0.0, 0.0, 0.0, 0.0]  # as many as other ranks, whose names are known
 
 
 def test_memory_running_out_on_text_is_explained() -> None:
