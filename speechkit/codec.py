@@ -82,23 +82,19 @@ class Codec:
         """Waveforms of codes.
 
         Args:
-            codes: as `encode` gives them, each of shape (S, Q).
+            codes: as `encode` gives them: whole numbers, each of shape (S, Q), Q the same of all.
             batch_size: decoded together.
 
         Returns:
             float32 samples of each at `sample_rate`, shape (N,).
 
         Raises:
-            ValueError: the codes have another shape, or one is none of the codebook.
+            ValueError: the codes have another shape or type, or one is none of the codebook.
         """
         _check_batch_size(batch_size)
-        made = []
-        for first in range(0, len(codes), batch_size):
-            chosen = [torch.as_tensor(each, device=self.device) for each in codes[first : first + batch_size]]
-            if any(each.ndim != 2 for each in chosen):
-                raise ValueError(f"codes of shapes {[tuple(each.shape) for each in chosen]}: give (frames, codebooks) of each")
-            lens_B = torch.tensor([len(each) for each in chosen], device=self.device)
-            codes_BSQ = nn.utils.rnn.pad_sequence(chosen, batch_first=True)
+        rows, made = _code_rows(codes), []
+        for first in range(0, len(rows), batch_size):
+            codes_BSQ, lens_B = _padded(rows[first : first + batch_size], self.device)
             out = decode_codes(self.model, codes_BSQ, lens_B, mel=self.mel, vocoder=self.vocoder)
             made += _rows(out.wave_BN, out.wave_lens_B)
         return made
@@ -131,9 +127,23 @@ def _check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
 
 
-def _padded(waves: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    lens_B = torch.tensor([len(wave_N) for wave_N in waves])
-    return nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device), lens_B.to(device)
+def _code_rows(codes: Sequence[np.ndarray]) -> list[Tensor]:
+    """Codes of each recording, int64, that fit into a batch."""
+    rows = [torch.as_tensor(each) for each in codes]
+    shapes = [tuple(each.shape) for each in rows]
+    if any(len(shape) != 2 for shape in shapes):
+        raise ValueError(f"codes of shapes {shapes}: give (frames, codebooks) of each")
+    if len({num_codebooks for _, num_codebooks in shapes}) > 1:
+        raise ValueError(f"codes of shapes {shapes}: give as many codebooks of each, or decode those of other numbers apart")
+    for each in rows:
+        if each.dtype == torch.bool or each.is_floating_point() or each.is_complex():
+            raise ValueError(f"codes of type {each.dtype}: give whole numbers, as encode makes them")
+    return [each.long() for each in rows]
+
+
+def _padded(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    lens_B = torch.tensor([len(row) for row in rows])
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), lens_B.to(device)
 
 
 def _rows(wave_BN: Tensor | None, lens_B: Tensor | None) -> list[np.ndarray]:

@@ -71,6 +71,16 @@ def test_copies_are_decoded_codes_as_long_as_the_recordings(codec: Codec) -> Non
     assert codec.decode([]) == []
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.uint8])
+def test_codes_of_any_whole_type_are_decoded(codec: Codec, kind: type[np.generic]) -> None:
+    """As they come from smaller files; what lies past a length must not depend on the type."""
+    codes = codec.encode(_waves())
+    for wave_N, other_N in zip(codec.decode(codes), codec.decode([codes[0], *(each.astype(kind) for each in codes[1:])])):
+        np.testing.assert_array_equal(wave_N, other_N)
+    for wave_N, other_N in zip(codec.decode(codes), codec.decode([each.astype(kind) for each in codes])):
+        np.testing.assert_array_equal(wave_N, other_N)
+
+
 def test_files_of_other_rates_are_resampled(codec: Codec, tmp_path: Path) -> None:
     wave_N = _waves()[1]
     soundfile.write(tmp_path / "a.wav", np.stack([wave_N, wave_N], 1), 44100)
@@ -90,6 +100,14 @@ def test_mistakes_are_named(codec: Codec, folder: Path, tmp_path: Path) -> None:
         codec.decode([np.zeros(4, np.int64)])
     with pytest.raises(ValueError, match="dtype=float16"):
         speechkit.load(folder, dtype="float16")
+    zeros_SQ = np.zeros((4, 2), np.int64)
+    with pytest.raises(ValueError, match=r"codes of shapes \[\(4, 2\), \(4, 1\)\]: give as many codebooks of each"):
+        codec.decode([zeros_SQ, zeros_SQ[:, :1]], batch_size=1)
+    for kind, name in ((np.float32, "float32"), (np.bool_, "bool")):
+        with pytest.raises(ValueError, match=f"codes of type torch.{name}: give whole numbers"):
+            codec.decode([zeros_SQ, zeros_SQ.astype(kind)])
+    with pytest.raises(ValueError, match="codebooks"):
+        codec.decode([np.zeros((4, 3), np.int64)])
     with pytest.raises(ValueError, match="sample_rate"):
         Codec(mel=codec.mel, model=_model(), vocoder=GriffinLim(mel=MelSpectrogram.preset(22050)))
 

@@ -395,3 +395,15 @@ def test_what_does_not_fit_is_refused() -> None:
         model.decode(codes, torch.tensor([1]))
     with pytest.raises(ValueError, match=r"mel_lens_B=\[3\] do not fit code_lens_B=\[1\]: a code stands for 2 mel frames"):
         model.decode(codes - 1, torch.tensor([1]), mel_lens_B=torch.tensor([3]))
+
+
+def test_lengths_past_the_codes_are_refused() -> None:
+    """An error of masks that do not broadcast was all one saw."""
+    codes_BSQ, lens_B = torch.zeros(2, 20, 6, dtype=torch.long), torch.tensor([5, 21])
+    model = build("scalar").eval()
+    for call, frames_BSQ in ((model.decode, codes_BSQ), (model.decode_latents, codes_BSQ.float())):
+        for mel_lens_B in (None, lens_B * 2):
+            with pytest.raises(ValueError, match=r"code_lens_B=\[5, 21\]: there are 20 code frames"):
+                call(frames_BSQ, lens_B, mel_lens_B=mel_lens_B)
+        assert call(frames_BSQ, lens_B - 1).mel_lens_B.tolist() == [8, 40]
+        assert call(frames_BSQ[:0], lens_B[:0]).mel_lens_B.tolist() == []

@@ -238,5 +238,31 @@ def test_a_student_learns_the_mels_of_its_teacher() -> None:
     found.loss.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not teacher.training
-    with pytest.raises(ValueError, match="teacher: knows 9 phones"):
-        build(2, vocab_size=10, teacher=build(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("vocab_size", 10), ("num_mels", 21), ("num_speakers", 3), ("num_speakers", 1), ("num_languages", 2)]
+)
+def test_a_teacher_of_other_phones_mels_or_voices_is_refused(name: str, number: int) -> None:
+    """Voices were not compared: an index error in training, or all of them learnt from one."""
+    named = {"vocab_size": f"{number} phones", "num_mels": f"{number} mels"}.get(name, f"{name}={number}")
+    with pytest.raises(ValueError, match=f"teacher: knows 9 phones, 20 mels, num_speakers=2 and num_languages=1, .*{named}"):
+        build(2, teacher=build(1), **{name: number})
+
+
+@pytest.mark.parametrize("name", ["pitch", "energy"])
+def test_a_batch_without_what_the_teacher_reads_is_refused(name: str) -> None:
+    """Where the student does not read it, an assertion without a word failed."""
+    student = build(2, teacher=build(1, **{"pitch": False, "energy": False, name: True}), pitch=False, energy=False)
+    mel_BTF, mel_lens_B, batch = toy()
+    with pytest.raises(ValueError, match=rf"no {name}, which the teacher reads: pass data\.prosody=true"):
+        student.loss(mel_BTF, mel_lens_B, batch._replace(pitch_BT=None, energy_BT=None))
+
+
+def test_the_hard_alignment_is_timed_by_batches() -> None:
+    model = build(learn_alignment=True, binarization_start=2).train()
+    weights = []
+    for _ in range(5):
+        weights.append(model._binarization_weight())
+        model.loss(*toy(known=False))
+    assert weights == [0.0, 0.0, 0.0, 0.5, 1.0]

@@ -36,6 +36,7 @@ from tests.models.maskgct_parts import (
 
 TOKEN = RATIO * STRIDE  # mel frames of a semantic token
 FAST: dict[str, Any] = {"num_steps": 4, "acoustic_steps": (3, 2, 1), "top_share": 1.0}
+NEVER_NONE = ("guidance", "rescale", "temperature", "acoustic_temperature", "choice_noise", "top_share", "speed")
 MODELS: list[dict[str, Any]] = [
     {"num_speakers": 2, "num_languages": 2},
     {"alignment": "even", "span": 3},
@@ -223,8 +224,11 @@ def test_misuse_is_refused() -> None:
         ({"choice_noise": math.nan}, "choice_noise=nan"),
         ({"rescale": 2.0}, r"rescale=2\.0"),
         ({"top_share": math.nan}, "top_share=nan"),
+        ({"top_share": 0.0}, r"top_share=0\.0 must be above 0"),
+        *(({name: None}, f"{name}=None must be a number") for name in NEVER_NONE),
         ({"speed": 0.0}, r"speed=0\.0 must be"),
         ({"length": "long"}, "length='long' is unknown"),
     ):
         with pytest.raises(ValueError, match=message):
             MaskGctOptions(**options)  # type: ignore[arg-type]
+    MaskGctOptions(final_guidance=None, finish_threshold=None)

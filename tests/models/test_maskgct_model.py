@@ -19,6 +19,7 @@ from tests.models.maskgct_parts import (
     RATIO,
     SEMANTIC,
     VOCAB,
+    BandCodec,
     backbone,
     build,
     select,
@@ -140,6 +141,10 @@ def test_codebooks_see_the_coarser_ones_alone() -> None:
     codes = batch.acoustic_BAQ.clone()
     codes[0, 1, 2] = (codes[0, 1, 2] + 1) % CODES
     assert loss_of(codes) != base, "a prompt has all its codebooks"
+    with pytest.raises(ValueError, match="codebooks_B=None: give draw and codebooks_B together"):
+        network.loss(batch, draw)
+    with pytest.raises(ValueError, match="draw=None: give draw and codebooks_B together"):
+        network.loss(batch, codebooks_B=torch.tensor([1, 1]))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -284,6 +289,13 @@ def test_learns_ten_utterances_by_heart() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**settings)
+
+
+def test_one_codebook_takes_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BandCodec, "num_codebooks", 1)
+    assert build().coarse is None
+    with pytest.raises(ValueError, match="the codec has one codebook; set coarse_backbone=null"):
+        build(coarse=True)
 
 
 def test_impossible_parts_are_refused() -> None:

@@ -19,5 +19,6 @@ Quantization"; Yang et al. 2024, "SimpleSpeech" (scalar latent); Siuzdak 2023, "
 
 Differences from the papers: the codec reads mels rather than waveforms, so that it says what the vocoders here understand and
 trains on a CPU (phases, which a code would have to spend most of its bits on, are left to the inverse STFT head or to a
-vocoder); it trains without discriminators, by spectra alone; dead codes are moved to frames of the batch every so many steps.
+vocoder); it trains without discriminators, by spectra alone, or with them (`speechkit.training.gan_module`); dead codes are moved
+to frames of the batch every so many batches.
 """

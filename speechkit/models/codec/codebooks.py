@@ -16,6 +16,8 @@ from speechkit.nn.quantizers import code_counts, code_usage
 class CodebookCare(nn.Module):
     """Counts codes, and every so many steps revives those that were not used since (`VectorQuantizer.revive`).
 
+    A step here is a batch of training; the optimiser's are fewer where gradients of several batches are accumulated.
+
     Before the first step none has been used: all begin at frames of the first batch.
 
     All that it will do is decided by its buffers and the frames it is shown: frames are drawn by a generator that is made anew of
@@ -44,7 +46,7 @@ class CodebookCare(nn.Module):
     def __init__(self, *, num_codebooks: int, num_codes: int, every: int, seed: int = 0) -> None:
         super().__init__()
         if every < 0:
-            raise ValueError(f"revive_every={every} must be a number of steps, or 0 to revive nothing")
+            raise ValueError(f"revive_every={every} must be a number of batches, or 0 to revive nothing")
         self.every, self.seed = every, seed
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("counts_QK", torch.zeros(num_codebooks, num_codes, dtype=torch.int64))

@@ -53,8 +53,8 @@ class CodecModel(nn.Module):
         wave_weight: of the losses of the waveform.
         segment_frames: of every utterance a stretch of so many frames, drawn anew, is compared as a waveform in training; None
             for the whole of it, which costs more than all else.
-        revive_every: steps of training after which codes that were not used since are moved to frames, as all are before the
-            first; 0 for never.
+        revive_every: batches of training after which codes that were not used since are moved to frames, as all are before the
+            first; 0 for never. Steps of the optimiser are fewer where gradients of several batches are accumulated.
         seed: of where they move.
 
     Attributes:
@@ -132,7 +132,7 @@ class CodecModel(nn.Module):
 
         Returns:
             loss; parts mel_l1, mel_l2, codebook, commitment, with a head wave_convergence, wave_magnitude, wave_mel, and
-            usage_q, perplexity_q of each codebook from 1: in training those of the last steps, else those of the batch;
+            usage_q, perplexity_q of each codebook from 1: in training those of the last batches, else those of the batch;
             number of mel frames.
         """
         return self._compare(mel_BTF, mel_lens_B, batch)[0]
@@ -238,7 +238,8 @@ class CodecModel(nn.Module):
             log-mels (B, S * stride, F), or fewer if no row has as many; waveforms of a head. No durations, no pitch.
 
         Raises:
-            ValueError: a code is none of the codebook, or `mel_lens_B` are not the frames that these codes stand for.
+            ValueError: a code is none of the codebook, a length is above S, or `mel_lens_B` are not the frames that these codes
+                stand for.
         """
         codes_BSQ = codes_BSQ.masked_fill(~valid_mask(code_lens_B, codes_BSQ.shape[1])[..., None], -1)
         if codes_BSQ.numel() and not -1 <= int(codes_BSQ.min()) <= int(codes_BSQ.max()) < self.num_codes:
@@ -267,7 +268,8 @@ class CodecModel(nn.Module):
         """As `decode`, of a latent, each value of which counts as the nearest one of the grid; those outside as its ends.
 
         Raises:
-            ValueError: the quantiser is not a `ScalarQuantizer`, or `mel_lens_B` are not the frames that these stand for.
+            ValueError: the quantiser is not a `ScalarQuantizer`, a length is above S, or `mel_lens_B` are not the frames that
+                these stand for.
         """
         snapped_BSD = self._scalar_quantizer().snap(latent_BSD.clamp(-1.0, 1.0))
         return self._output(snapped_BSD, code_lens_B, mel_lens_B)
@@ -296,6 +298,9 @@ class CodecModel(nn.Module):
 
     def _output(self, quantised_BSD: Tensor, code_lens_B: Tensor, mel_lens_B: Tensor | None) -> TtsOutput:
         """What `decode` returns."""
+        num_codes = quantised_BSD.shape[1]
+        if len(code_lens_B) and int(code_lens_B.max()) > num_codes:
+            raise ValueError(f"code_lens_B={code_lens_B.tolist()}: there are {num_codes} code frames; give lengths up to that")
         if mel_lens_B is None:
             mel_lens_B = code_lens_B * self.stride
         elif not torch.equal(self.code_lengths(mel_lens_B), code_lens_B):

@@ -20,5 +20,6 @@ Sources: Ren et al. 2019, "FastSpeech" (length regulator); Ren et al. 2021, "Fas
 Differences from the papers: pitch is log F0, interpolated through unvoiced frames and averaged by phone, as in FastPitch, not
 a wavelet spectrogram; mels are normalised by mean and deviation of the corpus; blocks normalise before attention and
 convolution, which trains at higher rates; PostNet's batch norm sees no padding. FastSpeech 1's distillation goes through
-files: `recipes/synthesize.py` writes speech with its durations, and a student is trained on that.
+files, for which `recipes/synthesize.py` writes speech with its durations, and a student is trained on that; or through
+`teacher=`, a trained model whose mels the student learns as it trains.
 """

@@ -69,13 +69,18 @@ class FastSpeechModel(nn.Module):
         pitch: predict pitch, and read it.
         energy: predict energy, and read it.
         learn_alignment: train an aligner along, for data without known durations; where a batch has them, they are taken.
-        binarization_start: training step at which the loss of the hard alignment sets in; rises over as many steps.
-        teacher: a trained model of this family and of the same phones. Its mels are learnt instead of the recordings', with
-            durations, pitch and energy forced to be theirs; so a small model learns from a large one (Ren et al. 2019,
-            "FastSpeech", section 3.3, where the teacher is autoregressive). It is no part of what is exported.
+        binarization_start: batches of training, calls of `loss`, after which the loss of the hard alignment sets in; it rises
+            over as many again. Steps of the optimiser are fewer where gradients of several batches are accumulated.
+        teacher: a trained model of this family, of the same phones, mels, voices and languages. Its mels are learnt instead of
+            the recordings', with durations, pitch and energy forced to be theirs, which batches have to have where it reads
+            them; so a small model learns from a large one (Ren et al. 2019, "FastSpeech", section 3.3, where the teacher is
+            autoregressive). It is no part of what is exported.
+
+    Attributes:
+        step: batches that it was trained on, int64 buffer, scalar.
 
     Raises:
-        ValueError: sizes do not fit together, or the teacher knows other phones or mels.
+        ValueError: sizes do not fit together, or the teacher knows another number of phones, mels, speakers or languages.
     """
 
     num_views = 1
@@ -135,9 +140,9 @@ class FastSpeechModel(nn.Module):
             self.postnet = PostNet(num_mels=num_mels, dim=postnet_dim, num_layers=postnet_layers, dropout=dropout)
         self.aligner = Aligner(phone_dim=dim, num_mels=num_mels) if learn_alignment else None
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        if teacher is not None and (teacher.embedding.num_embeddings, teacher.out.out_features) != (vocab_size, num_mels):
-            sizes = f"{teacher.embedding.num_embeddings} phones and {teacher.out.out_features} mels"
-            raise ValueError(f"teacher: knows {sizes}, the model {vocab_size} and {num_mels}; take its tokenizer and mel")
+        if teacher is not None and _known(teacher) != _known(self):
+            known = f"knows {_known(teacher)}, the model {_known(self)}"
+            raise ValueError(f"teacher: {known}; take the tokenizer, mel, voices and languages of its training")
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FastSpeechModel:
@@ -284,12 +289,20 @@ class FastSpeechModel(nn.Module):
         return min(max(int(self.step) / max(self.binarization_start, 1) - 1.0, 0.0), 1.0)
 
     def _check(self, batch: TtsBatch) -> None:
-        for name, wanted, given in (
-            ("pitch", self.pitch, batch.pitch_BT),
-            ("energy", self.energy, batch.energy_BT),
-        ):
-            if wanted is not None and given is None:
+        for name, given in (("pitch", batch.pitch_BT), ("energy", batch.energy_BT)):
+            if given is not None:
+                continue
+            if self.teacher is not None and getattr(self.teacher, name) is not None:
+                raise ValueError(f"the batch has no {name}, which the teacher reads: pass data.prosody=true")
+            if getattr(self, name) is not None:
                 raise ValueError(f"the batch has no {name}: pass data.prosody=true, or model.{name}=false")
+
+
+def _known(model: FastSpeechModel) -> str:
+    """How many phones, mels, speakers and languages a model knows, in words."""
+    speakers, languages = (1 if table is None else table.num_embeddings for table in (model.speakers, model.languages))
+    phones, mels = model.embedding.num_embeddings, model.out.out_features
+    return f"{phones} phones, {mels} mels, num_speakers={speakers} and num_languages={languages}"
 
 
 def _by_phone(values_BT: Tensor | None, durations_BP: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class MaskGctOptions:
         temperature: of sampling semantic tokens in the first step; 0 for the best.
         acoustic_temperature: of sampling acoustic tokens.
         choice_noise: of the confidences by which tokens are accepted.
-        top_share: share of the codes that are sampled from.
+        top_share: share of the codes that are sampled from, in (0, 1]; at least one code.
         finish_threshold: tokens that are final with at least this probability are accepted ahead of time, for models that were
             trained with `finish_weight` (Learn2PD takes 0.96); None for never.
         length: where the number of tokens comes from: "prompt" for the rate of the prompt, phone for phone, "predicted", or
@@ -53,7 +53,7 @@ class MaskGctOptions:
         seed: of all random numbers.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or None where that means nothing.
     """
 
     num_steps: int = 20
@@ -74,6 +74,9 @@ class MaskGctOptions:
         steps = tuple(self.acoustic_steps)
         if not steps or any(not isinstance(number, int) or number < 1 for number in (self.num_steps, *steps)):
             raise ValueError(f"num_steps={self.num_steps} and acoustic_steps={steps} must be whole numbers of at least 1")
+        for name in ("guidance", "rescale", "temperature", "acoustic_temperature", "choice_noise", "top_share", "speed"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}=None must be a number; final_guidance and finish_threshold alone may be null")
         for name in ("guidance", "final_guidance", "temperature", "acoustic_temperature", "choice_noise"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < math.inf:
@@ -82,6 +85,8 @@ class MaskGctOptions:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name}={value} is a share; give one in [0, 1]")
+        if self.top_share == 0:
+            raise ValueError(f"top_share={self.top_share} must be above 0; temperature=0 takes the best code alone")
         if not (math.isfinite(self.speed) and self.speed > 0):
             raise ValueError(f"speed={self.speed} must be a positive number; 1.0 keeps the predicted length")
         if self.length not in ("auto", "prompt", "predicted"):

@@ -68,7 +68,7 @@ class MaskGctModel(nn.Module):
         num_views: always 1.
 
     Raises:
-        ValueError: a value is out of range, or the codec is for other mels.
+        ValueError: a value is out of range, the codec is for other mels, or two networks are to share its one codebook.
     """
 
     num_views = 1
@@ -101,6 +101,8 @@ class MaskGctModel(nn.Module):
         self.semantic: Any = semantic.requires_grad_(False)
         self.codec: Any = codec.requires_grad_(False)
         num_semantic, num_codebooks = int(semantic.num_codes), int(codec.num_codebooks)  # type: ignore[arg-type]
+        if coarse_backbone is not None and num_codebooks == 1:
+            raise ValueError("coarse_backbone: the codec has one codebook; set coarse_backbone=null")
         shared: dict[str, Any] = {
             "num_speakers": num_speakers,
             "num_languages": num_languages,

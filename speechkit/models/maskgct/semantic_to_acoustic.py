@@ -131,8 +131,14 @@ class SemanticToAcoustic(nn.Module):
         Returns:
             loss; parts acoustic, acoustic_accuracy (of hidden tokens) and the same by bands of the rate of hiding; number of
             hidden tokens.
+
+        Raises:
+            ValueError: one of `draw` and `codebooks_B` is given without the other.
         """
         lens_B, num_frames = batch.acoustic_lens_B, batch.acoustic_BAQ.shape[1]
+        if (draw is None) != (codebooks_B is None):
+            missing = "draw" if draw is None else "codebooks_B"
+            raise ValueError(f"{missing}=None: give draw and codebooks_B together, as the method draw makes them, or neither")
         if draw is None or codebooks_B is None:
             draw, codebooks_B = self.draw(batch)
         valid_BA = valid_mask(lens_B, num_frames)
