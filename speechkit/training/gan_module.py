@@ -34,7 +34,7 @@ from speechkit.losses.adversarial import (
     generator_loss,
 )
 from speechkit.training.evaluation import LossParts
-from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
+from speechkit.training.guards import TrainingError, explain_oom, is_lost_somewhere, nonfinite_message
 from speechkit.training.optim import count_steps, parameter_groups
 from speechkit.training.statistics import fit_statistics
 from speechkit.types import TtsBatch
@@ -127,11 +127,10 @@ class GanModule(pl.LightningModule):
         is_adversarial = self.trainer.global_step >= self.warmup_steps
         finite = []
         with explain_oom(batch, self.sample_rate):
-            if batch.ids:
+            pair = None
+            if not is_lost_somewhere(batch, self.trainer):
                 pair = self.model.adversarial_pair(*self.compute_features(batch), batch)
                 self._log({"reconstruction": pair.reconstruction.loss, **pair.reconstruction.parts}, batch)
-            else:
-                pair = None  # nothing in it could be read; other ranks still wait for this one's gradients
             if is_adversarial:
                 loss = _nothing(self.discriminator) if pair is None else self._discriminate(pair)
                 self._log({"discriminator": loss}, batch)

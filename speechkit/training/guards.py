@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import lightning.pytorch as pl
 import torch
 
 from speechkit.data.batch_size import is_out_of_memory
@@ -31,6 +32,18 @@ def describe_batch(batch: AsrBatch | TtsBatch | TextBatch, sample_rate: int | No
         f"{num_rows} utterances, the longest {longest:.2f} s and {units}, "
         f"{num_rows * longest:.1f} padded seconds in all, the first {batch.ids[0] if batch.ids else '-'}"
     )
+
+
+def is_lost_somewhere(batch: AsrBatch | TtsBatch | TextBatch, trainer: pl.Trainer) -> bool:
+    """Whether on some rank nothing of this step's batch could be read: then all ranks leave the step out.
+
+    Models may sum over ranks inside of their loss (batch norm, codebooks), in which a rank without a batch cannot take part.
+    Ranks ask each other only where unreadable recordings are skipped, as every answer has to be waited for.
+    """
+    is_lost = not batch.ids
+    if trainer.world_size > 1 and getattr(trainer.datamodule.source, "on_error", "raise") == "skip":  # type: ignore[attr-defined]
+        is_lost = trainer.strategy.reduce_boolean_decision(is_lost, all=False)
+    return is_lost
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from speechkit.text.tokenizers import Tokenizer
 from speechkit.training.evaluation import ErrorRates, Evaluation, LossParts, Perplexities
-from speechkit.training.guards import TrainingError, explain_oom, nonfinite_message
+from speechkit.training.guards import TrainingError, explain_oom, is_lost_somewhere, nonfinite_message
 from speechkit.training.optim import count_steps, parameter_groups
 from speechkit.training.statistics import fit_statistics
 from speechkit.types import AsrBatch, Hypothesis, TextBatch, TtsBatch
@@ -101,7 +101,7 @@ class LitModule(pl.LightningModule):
     def training_step(self, batch: AsrBatch | TtsBatch | TextBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         self._batch = batch
-        if not batch.ids:  # nothing in it could be read; other ranks still wait for this one's gradients
+        if is_lost_somewhere(batch, self.trainer):
             return sum(parameter.sum() for parameter in self.model.parameters()) * 0.0
         with explain_oom(batch, self.sample_rate):
             output = self.model.loss(*self._inputs(batch), batch)

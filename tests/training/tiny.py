@@ -72,13 +72,14 @@ class RandomShift(nn.Module):
         return feats_BTF + 0.1 * torch.randn(len(feats_BTF), 1, 1)
 
 
-def make_module(**options: Any) -> LitModule:
+def make_module(*, conv_norm: str = "layer", **options: Any) -> LitModule:
     """A model of a few thousand parameters with dropout and augmentation, so that random states matter."""
     torch.manual_seed(0)
     tokenizer = CharTokenizer(symbols=list(TONES))
     encoder = ConformerEncoder(
-        input_dim=20, dim=16, num_layers=1, num_heads=2, ff_dim=16, kernel_size=5, subsampling="dw4", dropout=0.1
-    )
+        input_dim=20, dim=16, num_layers=1, num_heads=2, ff_dim=16, kernel_size=5, subsampling="dw4", dropout=0.1,
+        conv_norm=conv_norm,
+    )  # fmt: skip
     values: dict[str, Any] = {
         "features": LogMel(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, num_mels=20),
         "augment": RandomShift(),
