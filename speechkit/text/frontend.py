@@ -48,7 +48,7 @@ from speechkit.text.phonemes import (
 from speechkit.text.sentences import split_text
 from speechkit.text.verbalize import base_language, drop_signs, verbalize
 
-VERSION = 1  # raised with every change in the phones of a text
+VERSION = 2  # raised with every change in the phones of a text
 
 Reading: TypeAlias = "list[list[str] | str]"  # words (lists of sounds) and the boundaries between and around them
 

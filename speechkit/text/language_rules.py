@@ -137,7 +137,8 @@ _DE = LanguageRules(
         "m³": ("ein Kubikmeter", "Kubikmeter"), "°C": ("ein Grad Celsius", "Grad Celsius"),
         "°F": ("ein Grad Fahrenheit", "Grad Fahrenheit"), "°": ("ein Grad", "Grad"), "%": ("ein Prozent", "Prozent"),
     },
-    scale_letters={"k": (3, "Tausend"), "m": (6, "Millionen"), "M": (6, "Millionen"), "bn": (9, "Milliarden")},
+    scale_letters={"k": (3, "Tausend"), "K": (3, "Tausend"), "m": (6, "Millionen"), "M": (6, "Millionen"),
+                   "bn": (9, "Milliarden")},
     currencies={
         "€": ("ein Euro", "Euro", "", ""), "$": ("ein Dollar", "Dollar", "", ""), "£": ("ein Pfund", "Pfund", "", ""),
         "¥": ("ein Yen", "Yen", "", ""), "EUR": ("ein Euro", "Euro", "", ""), "USD": ("ein Dollar", "Dollar", "", ""),
@@ -185,7 +186,7 @@ _FR = LanguageRules(
         "m³": ("un mètre cube", "mètres cubes"), "°C": ("un degré Celsius", "degrés Celsius"),
         "°": ("un degré", "degrés"), "%": ("un pour cent", "pour cent"),
     },
-    scale_letters={"k": (3, "mille"), "M": (6, "millions"), "Md": (9, "milliards")},
+    scale_letters={"k": (3, "mille"), "K": (3, "mille"), "M": (6, "millions"), "Md": (9, "milliards"), "bn": (9, "milliards")},
     currencies={
         "€": ("un euro", "euros", "", ""), "$": ("un dollar", "dollars", "", ""), "£": ("une livre", "livres", "", ""),
         "EUR": ("un euro", "euros", "", ""), "USD": ("un dollar", "dollars", "", ""), "¥": ("un yen", "yens", "", ""),
@@ -225,7 +226,7 @@ _ES = LanguageRules(
         "m³": ("un metro cúbico", "metros cúbicos"), "°C": ("un grado Celsius", "grados Celsius"),
         "°": ("un grado", "grados"), "%": ("uno por ciento", "por ciento"),
     },
-    scale_letters={"k": (3, "mil"), "M": (6, "millones")},
+    scale_letters={"k": (3, "mil"), "K": (3, "mil"), "M": (6, "millones"), "bn": (9, "mil millones")},
     currencies={
         "€": ("un euro", "euros", "un céntimo", "céntimos"), "$": ("un dólar", "dólares", "un centavo", "centavos"),
         "£": ("una libra", "libras", "un penique", "peniques"), "¥": ("un yen", "yenes", "un sen", "sen"),

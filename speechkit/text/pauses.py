@@ -12,8 +12,9 @@ SENTENCE_PAUSE: Seconds = 0.25
 PARAGRAPH_PAUSE: Seconds = 0.5
 
 _EMPTY_LINE = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile("[.!?\u2026\u203d\u3002\uff0e\uff01\uff1f\u061f\u06d4\u0964\u0965][^\\w{}]*$")
-_CLAUSE_END = re.compile("(?:[,;:\u2013\u2014\u060c\u061b\u3001\uff0c\uff1b\uff1a]|(?<!\\w)-)[^\\w{}]*$")
+_BACK = r"[^\w{}]*?"  # marks after the last word, from the end of the text on
+_SENTENCE_END = re.compile(_BACK + "[.!?\u2026\u203d\u3002\uff0e\uff01\uff1f\u061f\u06d4\u0964\u0965]")
+_CLAUSE_END = re.compile(_BACK + r"(?:[,;:\u2013\u2014\u060c\u061b\u3001\uff0c\uff1b\uff1a]|-(?!\w))")
 
 
 def pauses_before(text: str, pieces: Sequence[str]) -> list[Seconds]:
@@ -38,6 +39,7 @@ def pauses_before(text: str, pieces: Sequence[str]) -> list[Seconds]:
 def _pause(before: str, between: str) -> Seconds:
     if _EMPTY_LINE.search(between):
         return PARAGRAPH_PAUSE
-    if _SENTENCE_END.search(before):
+    backwards = before[::-1]
+    if _SENTENCE_END.match(backwards):
         return SENTENCE_PAUSE
-    return CLAUSE_PAUSE if _CLAUSE_END.search(before) else 0.0
+    return CLAUSE_PAUSE if _CLAUSE_END.match(backwards) else 0.0

@@ -7,9 +7,10 @@ import re
 from speechkit.text.language_rules import RULES, LanguageRules
 from speechkit.text.verbalize import base_language
 
-_SENTENCE, _CLAUSE, _WORD, _NEVER = 3, 2, 1, 0  # how good a place is for a cut
+_SENTENCE, _CLAUSE, _WORD, _LINE, _SPACE, _ANYWHERE = 5, 4, 3, 2, 1, 0  # how good a place is for a cut
+_TOO_LONG = 4  # times max_chars: above, text is cut even where it belongs together
+_LEAST_CHARS = 50  # max_chars that this counts from at least
 
-_BRACED = re.compile(r"\{[^{}]*\}")
 _CLOSERS = "\"')]}\u2019\u201d\u201c\u00bb\u300d\u300f\uff09"
 _OPENERS = "\"'([{\u2018\u201c\u201e\u00ab\u00bf\u00a1"
 _DASHES = ("-", "--", "\u2013", "\u2014")
@@ -27,8 +28,9 @@ def split_text(text: str, *, max_chars: int = 200, lang: str = "en") -> list[str
     """Pieces of a text, to be said one after the other: its sentences; longer ones at their clauses, then between words.
 
     Nothing is cut within words, numbers ("1 234,5", "3.5"), abbreviations and what belongs to them ("Dr. Smith", "z. B.",
-    "5 km") or phones in braces. What is left between two such cuts is one piece, even if longer. The pieces hold every
-    character of the text but the white space between them.
+    "5 km") or phones in braces. What is left between two such cuts is one piece, even if longer; only above four times
+    max_chars, or 200 characters where that is more, it is cut all the same: between lines, at any white space, at marks, at
+    last within words. The pieces hold every character of the text but the white space between them.
 
     Args:
         text: any text.
@@ -44,16 +46,23 @@ def split_text(text: str, *, max_chars: int = 200, lang: str = "en") -> list[str
     if not text:
         return []
     base = base_language(lang)
-    hidden = _BRACED.sub(lambda match: "x" * len(match[0]), text)
-    places = [place for place in _places(hidden, RULES.get(base, RULES["en"]), base) if place[2] > _NEVER]
+    size = max(max_chars, _LEAST_CHARS)
+    braced = _braced(min(_TOO_LONG * size, len(text)))
+    hidden = re.sub(braced, lambda match: "x" * len(match[0]), text)
+    places = _places(hidden, RULES.get(base, RULES["en"]), base)
     return _pieces(text, (0, len(text)), places, _SENTENCE, max_chars)
 
 
 def _pieces(text: str, span: tuple[int, int], places: list[tuple[int, int, int]], grade: int, max_chars: int) -> list[str]:
-    """Pieces of a stretch of text: all its sentences, as much as fits of its clauses and words."""
+    """Pieces of a stretch of text: all its sentences, as much as fits of its clauses and words, and of what is too long."""
     begin, end = span
-    if grade < _WORD or (grade < _SENTENCE and end - begin <= max_chars):
+    if grade < _WORD:
+        max_chars = max(max_chars, _LEAST_CHARS)
+    longest = _TOO_LONG * max_chars if grade < _WORD else max_chars
+    if grade < _SENTENCE and end - begin <= longest:
         return [text[begin:end]]
+    if grade == _ANYWHERE:
+        return _hard_pieces(text[begin:end], max_chars)
     cuts = [place for place in places if place[2] >= grade]
     starts = [begin, *(after for _, after, _ in cuts)]
     ends = [*(before for before, _, _ in cuts), end]
@@ -74,6 +83,22 @@ def _pieces(text: str, span: tuple[int, int], places: list[tuple[int, int, int]]
             place = next(inner, None)
         pieces += _pieces(text, (first, last), within, grade - 1, max_chars)
     return pieces
+
+
+def _hard_pieces(text: str, max_chars: int) -> list[str]:
+    """Pieces of text that has no place for a cut: between marks where it has them, phones in braces whole."""
+    units = re.compile(rf"{_braced(_TOO_LONG * max_chars)}|[^\s!-/:-@\[-`{{-~]{{1,{max_chars}}}|(?s:.)")
+    pieces = [""]
+    for match in units.finditer(text):
+        if pieces[-1] and len(pieces[-1]) + len(match[0]) > max_chars:
+            pieces.append("")
+        pieces[-1] += match[0]
+    return pieces
+
+
+def _braced(longest: int) -> str:
+    """Finds phones in braces of up to so many characters."""
+    return rf"\{{[^{{}}]{{0,{max(longest - 2, 0)}}}\}}"
 
 
 def _places(text: str, rules: LanguageRules, base: str) -> list[tuple[int, int, int]]:
@@ -100,31 +125,36 @@ def _grade(text: str, match: re.Match[str], rules: LanguageRules, base: str) -> 
     after_match = _TOKEN.match(text, match.end())
     if before_match is None or after_match is None:
         return _WORD
+    joined = _LINE if "\n" in match[0] else _SPACE  # what belongs together
     before, after = before_match[0].lstrip(_OPENERS), after_match[0].lstrip(_OPENERS)
     bare = before.rstrip(_CLOSERS)
     belongs = after.rstrip(_CLOSERS + ".,;:!?")
     if before[-1:].isdigit() and (after[:1].isdigit() or belongs in rules.units or belongs in rules.currencies):
-        return _NEVER
+        return _WORD if "\n" in match[0] and after[:1].isdigit() else joined
     if bare.endswith("."):
-        return _after_point(bare, after, rules, base)
+        is_unit = bare[:-1] in rules.units and _after_digit(text, before_match.start())
+        return _after_point(bare, after, rules, base, is_unit=is_unit) or joined
     if bare.endswith(("?", "!", "\u2026", "\u3002", "\uff01", "\uff1f", "\u061f", "\u0964")):
         return _SENTENCE if not after[:1].islower() else _CLAUSE
     if after in _DASHES:
-        return _NEVER
+        return joined
     if bare.endswith((",", ";", ":", "\u2013", "\u2014", "\u060c")) or bare in _DASHES:
         return _CLAUSE
-    return _NEVER if bare.lower() in rules.titles or bare in rules.before_name or bare in rules.before_number else _WORD
+    return joined if bare.lower() in rules.titles or bare in rules.before_name or bare in rules.before_number else _WORD
 
 
-def _after_point(before: str, after: str, rules: LanguageRules, base: str) -> int:
+def _after_digit(text: str, position: int) -> bool:
+    return text[max(0, position - 2) : position].rstrip()[-1:].isdigit()
+
+
+def _after_point(before: str, after: str, rules: LanguageRules, base: str, *, is_unit: bool) -> int:
     """The same after a word that ends with a point."""
     word = before.lower()
     if word in rules.closing or word in ("u.s.", "p.m.", "a.m."):
         return _SENTENCE if after[:1].isupper() else _WORD
-    known = word in rules.titles or before in rules.before_name or before in rules.before_number or word in rules.abbreviations
+    is_title = word in rules.titles and not is_unit
+    known = is_title or before in rules.before_name or before in rules.before_number or word in rules.abbreviations
     in_two = any(key.startswith(word) and key != word for key in rules.abbreviations)  # "EE." of "EE. UU."
-    if known or in_two or _INITIAL.fullmatch(before):
-        return _NEVER
-    if base == "de" and re.fullmatch(r"\d{1,2}\.", before):
-        return _NEVER
+    if known or in_two or _INITIAL.fullmatch(before) or (base == "de" and re.fullmatch(r"\d{1,2}\.", before)):
+        return _ANYWHERE
     return _CLAUSE if after[:1].islower() or (before.endswith("..") and not after[:1].isupper()) else _SENTENCE

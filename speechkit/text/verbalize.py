@@ -14,6 +14,7 @@ What is read as what:
   Between amounts of one kind ("50%-60%", "$5-$10", "10am-5pm", "5 km-10 km") every dash is.
 - "555-1234" is a telephone number, digit by digit, with or without an area code; not "500-1500", which may be a range.
 - "$3bn", "5m EUR": letters for millions count after or before a currency only ("5m" alone is meters); "10k" and "2bn" do.
+- "1 1/2" and "1\u00bd" are "one and a half". "5 ms." has milliseconds in it, "Ms." anywhere else is a title.
 - "90s" are the nineties, never seconds; "1,000s" are thousands. "5 ft. tall" has no end of a sentence in it.
 """
 
@@ -32,7 +33,7 @@ _AFTER_ROMAN = r"(?![\w'\u2019-])"
 _DOT = {"en": "point", "de": "Punkt", "fr": "point", "es": "punto"}
 _SCALES = {
     "en": "thousand million billion trillion", "de": "Tausend Millionen Milliarden Billionen",
-    "fr": "millions milliards", "es": "millones",
+    "fr": "millions milliards", "es": r"mil\smillones millones",
 }  # fmt: skip
 _GERMAN_ARTICLES = {"der": "", "die": "", "das": "", "jede": "", "diese": ""} | dict.fromkeys(
     ("dem", "den", "des", "am", "zum", "zur", "im", "vom", "beim", "seit", "ab", "bis"), "n"
@@ -41,7 +42,8 @@ _MERIDIEM = r"\s?([AaPp])(\.[Mm]\.|[Mm]\b)"
 _AFTER_TIME = {"en": f"(?:{_MERIDIEM})?", "de": r"(?:\s?Uhr\b)?", "fr": "", "es": r"(?:\s?h\b)?"}
 _UNSEEN = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]")
 _MARKUP = frozenset("*_~^|`\\<>{}")
-_THOUSANDS = r"(k|(?<=\d\d)K|bn)(?!\w)(?!\s(?:\w+\s)?gold\b)"  # not "4K" and carats
+_ALONE = {"k": "k", "K": r"(?<=\d\d)K", "bn": "bn"}  # letters that count without a currency; "4K" does not
+_NOT_CARATS = r"(?!\w)(?!\s(?:\w+\s)?[Gg]old\b)"
 _AMOUNT_ENDS = {"en": r"[AaPp]\.?[Mm]\.?", "de": "Uhr|ern?", "fr": r"h(?:\d\d)?", "es": "h"}
 _GOES_ON = re.compile(r"\s+[a-z\u00df-\u00ff]|[,;:]")  # a sentence, after a point
 _ROUND_PLURALS = {"10000": "tens of thousands", "100000": "hundreds of thousands"}
@@ -100,7 +102,14 @@ def _signs(base: str) -> re.Pattern[str]:
 def _expand(text: str, base: str) -> str:
     """Abbreviations in words."""
     rules = RULES[base]
-    text = _abbreviations(tuple(rules.titles)).sub(lambda match: rules.titles[_compact(match[0])], text)
+
+    def titled(match: re.Match[str]) -> str:
+        before = match.string[max(0, match.start() - 2) : match.start()].rstrip()
+        if before[-1:].isdecimal() and match[0].rstrip(".") in rules.units:  # "5 ms."
+            return match[0]
+        return rules.titles.get(_compact(match[0]), match[0])
+
+    text = _abbreviations(tuple(rules.titles)).sub(titled, text)
     text = _abbreviations(tuple(rules.before_number), r"\s?\d").sub(lambda m: _apart(m, rules.before_number[m[0]]), text)
     text = _abbreviations(tuple(rules.before_name), r"\s+[^\W\d_a-z]").sub(lambda match: rules.before_name[match[0]], text)
 
@@ -108,7 +117,7 @@ def _expand(text: str, base: str) -> str:
         key, after = _compact(match[0]), match.string[match.end() :]
         last = re.match(r"[\"')\]\u201d\u00bb\u201c]*[ \t]*(?:\n|$)", after) is not None
         last = last or (key in rules.closing and re.match(r"[\"')\]\u201d\u00bb]*\s+[^\W\d_a-z]", after) is not None)
-        return rules.abbreviations[key] + "." * last
+        return rules.abbreviations[key] + "." * last if key in rules.abbreviations else match[0]
 
     return _abbreviations(tuple(rules.abbreviations)).sub(expanded, text)
 
@@ -161,22 +170,30 @@ class _NumberReader:
         letters = "|".join(sorted(rules.scale_letters, key=len, reverse=True))
         after, monarchs = ("|".join(map(re.escape, words)) for words in (rules.roman_after, rules.monarchs))
         self._number = re.compile(number)
+        alone = "|".join(form for letter, form in _ALONE.items() if letter in rules.scale_letters)
+        parts = "|".join(fraction for fraction in rules.fractions if "/" in fraction)
         dotted = r"(?:\.(?=\s+[a-z\u00e4\u00f6\u00fc]))?" if base == "de" else ""
         steps: list[tuple[str, Callable[[re.Match[str]], str]]] = [
             (rf"\b({after})\s+{_ROMAN}{_AFTER_ROMAN}{dotted}", lambda m: f"{m[1]} {self._cardinal(_roman(m[2], m[3]))}"),
             (rf"\b({monarchs})\s+{_ROMAN}{_AFTER_ROMAN}{dotted}", self._monarch),
             (r"(?<![\d-])(\d{4})-(\d{2})-(\d{2})(?![\d-])", lambda m: self._date(m, *m.group(1, 2, 3))),
             (r"(?<![\d/.])(\d{1,2})([/.])(\d{1,2})\2(\d{4})(?!\d)", self._local_date),
+            (rf"(?<!\d)(?<!\d\s)({money}){point}(?=\d)", lambda m: f"{m[1]}0{rules.decimal}"),
             *self._range_steps(number, f"{units}|{letters}", money, f"(?:{letters}|\\s(?:{scales}))?"),
             *self._language_steps(months, number),
             (rf"({money})\s?({number})({letters})(?!\w)", lambda m: self._scaled(m[2], m[3], sign=m[1])),
             (rf"({number})\s?({letters})(?=\s?(?:{money})(?!\w))", lambda m: self._scaled(m[1], m[2])),
-            (rf"(?<![\w.,])(?!401k)({number}){_THOUSANDS}", lambda m: self._scaled(m[1], m[2])),
+            (rf"(?<![\w.,])(?!401k)({number})({alone}){_NOT_CARATS}", lambda m: self._scaled(m[1], m[2])),
             (rf"(?<![\d:.])(\d{{1,2}}):(\d{{2}})(?![\d:]){_AFTER_TIME[base]}", self._time),
             (r"(?<![\w.,/\u2013-])(\d+)([\u2013-])(\d+)(?![\d/\u2013-]|[.,]\d)", self._range),
-            (r"(?<![\d./,])(\d/\d|[\u00bd\u00bc\u00be])(?![\d/])", lambda m: rules.fractions.get(m[0], m[0])),
-            (r"(?<=\d)[\u00bd\u00bc\u00be]", lambda m: f" {'and ' if base == 'en' else ''}{rules.fractions[m[0]]}"),
             (r"(?<![\w.,)%\u00b0\u20ac])[-\u2212](?=\d)|\u2212(?=\d)", lambda m: f"{rules.words['minus']} "),
+            (
+                rf"(?:({money})\s?|(?<![\w.,/$\u20ac\u00a3\u00a5]))({number})"
+                rf"(?:\s?([\u00bd\u00bc\u00be])|[ \u00a0\u202f]({parts})(?![\d/]))(\s(?:{scales})\b)?",
+                self._mixed,
+            ),
+            (r"(?<![\d./,])(\d/\d|[\u00bd\u00bc\u00be])(?![\d/])", lambda m: rules.fractions.get(m[0], m[0])),
+            (r"(?<=\d)[\u00bd\u00bc\u00be]", lambda m: f" {rules.fractions[m[0]]}"),
             (rf"({money})\s?({number})(?:\s({scales})\b)?", lambda m: self._money(m[2], m[1], m[3])),
             (rf"({number})(?:\s({scales})\b)?\s?({money})(?!\w)", lambda m: self._money(m[1], m[3], m[2])),
             (rf"({number})(?:\s?(?!s\b)|\s)({units})(?!\w)(\.(?!\w))?", self._quantity),
@@ -328,6 +345,19 @@ class _NumberReader:
         small = self._counted(str(int(cents)), coin, coins) if coins else self._cardinal(int(cents))
         return small if whole == "0" and coins else self._rules.amount.format(whole=self._counted(whole, one, more), cents=small)
 
+    def _mixed(self, match: re.Match[str]) -> str:
+        """A whole number and a fraction, perhaps of money."""
+        whole, part = self._words(match[2]), self._rules.fractions[match[3] or match[4]]
+        if self._base == "en":
+            words = f"{whole} and {re.sub('^one ', 'a ', part)}"
+        elif self._base == "de":
+            words = re.sub("eins$", "ein", whole) + "einhalb" if part == "ein halb" else f"{whole} {part}"
+        else:
+            link = {"fr": "et " if part == "un demi" else "", "es": "y "}[self._base]
+            words = f"{whole} {link}{part.removeprefix('un ') if part in ('un demi', 'un medio') else part}"
+        money = f" {self._rules.currencies[match[1]][1]}" if match[1] else ""
+        return _apart(match, f"{words}{match[5] or ''}{money}")
+
     def _dotted(self, match: re.Match[str]) -> str:
         if self._number.fullmatch(match[0]):
             return match[0]
@@ -335,8 +365,9 @@ class _NumberReader:
 
     def _range(self, match: re.Match[str]) -> str:
         first, dash, second = match.groups()
-        close = int(first) < int(second) and (len(second) <= 2 or len(first) == len(second) == 4) if dash == "-" else True
-        return f"{first} {self._rules.words['to']} {second}" if close else match[0]
+        close = max(len(first), len(second)) <= 2 or len(first) == len(second) == 4
+        is_range = dash != "-" or (close and int(first) < int(second))
+        return f"{first} {self._rules.words['to']} {second}" if is_range else match[0]
 
     def _money_range(self, match: re.Match[str]) -> str:
         sign, first, second, scale = match.groups()
@@ -361,7 +392,8 @@ class _NumberReader:
         return self._rules.written_date.format(day=written, month=self._rules.months[int(month) - 1], year=year)
 
     def _whole_month(self, match: re.Match[str]) -> str:
-        return self._rules.months[self._rules.short_months.index(match[1].lower())]
+        short, name = self._rules.short_months, match[1].lower()
+        return self._rules.months[short.index(name)] if name in short else match[0]
 
     def _english_date(self, match: re.Match[str]) -> str:
         month, day, year = match.groups()
@@ -369,7 +401,7 @@ class _NumberReader:
 
     def _german_ordinal(self, match: re.Match[str]) -> str:
         article = match[1]
-        ending = "r" if article is None else _GERMAN_ARTICLES[article.lower()]
+        ending = "r" if article is None else _GERMAN_ARTICLES.get(article.lower(), "")
         return f"{article + ' ' if article else ''}{self._ordinal(int(match[2]))}{ending} "
 
     def _spanish_ordinal(self, match: re.Match[str]) -> str:

@@ -6,7 +6,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +277,17 @@ def test_any_text_has_phones(text: str, lang: str, normalize: bool) -> None:
         assert len(result) <= 100 * len(text) + 2
         if result:
             check_form(result)
+
+
+@needs_espeak
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("lang", ["en", "en-GB", "de", "fr", "es", "zh"])
+def test_numbers_with_anything_after_them_have_phones(lang: str) -> None:
+    spoken, spelt = FrontEnd(lang=lang), FrontEnd(lang=lang, backend="characters")
+    words = ("", "k", "K", "M", "bn", "Md", "Mio.", "%", "€", "ms.", "½", " 1/2", "er", "e", "th", "h", " XIV")
+    for number, word, sign in product(("20", "1,5", ".5", "1 234", "\u0663", "0"), words, ("", "$")):
+        for front_end in (spoken, spelt):
+            check_form(front_end.phones(f"So {sign}{number}{word} it is"))
 
 
 @needs_espeak

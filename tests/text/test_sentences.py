@@ -85,5 +85,45 @@ def test_time_grows_with_the_text_alone(unit: str) -> None:
     assert time.process_time() - begin < 2.0
 
 
+ENDLESS = {
+    "numbers in lines": "\n".join(map(str, range(1, 3001))),
+    "numbers": " ".join(map(str, range(1, 3001))),
+    "numbers with commas": ",".join(map(str, range(1, 3001))),
+    "a word": "a" * 20000,
+    "initials": "A. B. C. D. " * 2000,
+    "lines of initials": "A. B. C. D. E.\n" * 900,
+    "dashes": "5 - " * 5000,
+    "phones between": ("a" * 30 + "{x y z}") * 600,
+    "phones": "{" + "a " * 20000 + "}",
+    "a phone": "{" + "a" * 20000 + "}",
+    "open braces": "{" * 20000,
+    "marks": "." * 20000,
+    "accents": "a" + "\u0301" * 20000,
+}
+
+
+@pytest.mark.parametrize("max_chars", [10, 200])
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_is_never_cut_is_cut_at_last(name: str, max_chars: int) -> None:
+    text = ENDLESS[name]
+    pieces = split_text(text, max_chars=max_chars)
+    assert all(0 < len(piece) <= max(4 * max_chars, 200) for piece in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    if name.startswith("numbers"):
+        assert [word for piece in pieces for word in piece.replace(",", " ").split()] == [str(i) for i in range(1, 3001)]
+    if name == "lines of initials":
+        assert all(piece.startswith("A.") and piece.endswith("E.") for piece in pieces)
+    if name == "phones between":
+        assert sum(piece.count("{x y z}") for piece in pieces) == 600
+
+
+def test_numbers_in_lines_are_cut_between_lines() -> None:
+    assert split_text("1\n2\n3 4\n5\nkm", max_chars=3) == ["1\n2", "3 4", "5\nkm"]
+
+
+def test_milliseconds_end_a_sentence() -> None:
+    assert split_text("It took 5 ms. Then Ms. Smith came.") == ["It took 5 ms.", "Then Ms. Smith came."]
+
+
 def test_feet_and_inches_stay_together() -> None:
     assert split_text("He is 5 ft. 3 in. tall. She left.") == ["He is 5 ft. 3 in. tall.", "She left."]

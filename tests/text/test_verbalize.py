@@ -30,7 +30,15 @@ ENGLISH = {
     "5/17/2024, 2024-05-17, 13/13/2024-":
         "May seventeenth, twenty twenty-four, May seventeenth, twenty twenty-four, thirteen/thirteen/twenty twenty-four-",
     "the 1990s, 1/2 cup, 2½ cups, -5 °C":
-        "the nineteen nineties, one half cup, two and one half cups, minus five degrees Celsius",
+        "the nineteen nineties, one half cup, two and a half cups, minus five degrees Celsius",
+    "1 1/2 cups, 2½cups, 1,234 3/4, 3 1/3; -1 1/2, -1/2, 2 1/2/3":
+        "one and a half cups, two and a half cups, one thousand two hundred and thirty-four and three quarters, three and a "
+        "third; minus one and a half, minus one half, two one/two/three",
+    "It took 5 ms. Then Ms. Smith; in 1984 Ms. Jones met 3 Dr. Watsons in 9 ms.":
+        "It took five milliseconds. Then Miz Smith; in nineteen eighty-four Miz Jones met three Doctor Watsons in nine "
+        "milliseconds.",
+    "$1 1/2, $2½ million, 2½ million": "one and a half dollars, two and a half million dollars, two and a half million",
+    "$.50, $.50-$1, €.99, $.5": "fifty cents, fifty cents to one dollar, ninety-nine cents, zero point five dollars",
     "AT&T, 50% off, 3×4=12, a@b": "AT and T, fifty percent off, three times four equals twelve, a at b",
     "St. Louis etc. The end, etc.": "Saint Louis et cetera. The end, et cetera.",
     "at 5pm. At 9:00 a.m. He; 7:00, 25:00": "at five PM. At nine AM. He; seven o'clock, twenty-five:zero zero",
@@ -74,6 +82,9 @@ GERMAN = {
     "50%-60%, 5€-10€, 10-12 Uhr, 10:00-12:00 Uhr, 10k, 5 M€, 5 min. später":
         "fünfzig Prozent bis sechzig Prozent, fünf Euro bis zehn Euro, zehn bis zwölf Uhr, zehn Uhr bis zwölf Uhr, zehntausend, "
         "fünf Millionen Euro, fünf Minuten später",
+    "Er hat 20K Follower, 12bn, $5K, 18k Gold, 4K":
+        "Er hat zwanzigtausend Follower, zwölf Milliarden, fünftausend Dollar, achtzehn k Gold, vier K",
+    "1 1/2 Tassen, 2½, 2 3/4": "eineinhalb Tassen, zweieinhalb, zwei drei Viertel",
     "Es war 1984. Dann kam -5 °C.": "Es war neunzehnhundertvierundachtzig. Dann kam minus fünf Grad Celsius.",
 }  # fmt: skip
 FRENCH = {
@@ -85,6 +96,9 @@ FRENCH = {
         "siècle, quatre-vingts pour cent",
     "50%-60%, 10h-12h30, 3 M€":
         "cinquante pour cent à soixante pour cent, dix heures à douze heures trente, trois millions d'euros",
+    "Il a 20K abonnés, 12bn, 5K €, 2,5bn €":
+        "Il a vingt mille abonnés, douze milliards, cinq mille euros, deux virgule cinq milliards d'euros",
+    "1 1/2 litre, 2 3/4, 1 234 1/2": "un et demi litre, deux trois quarts, mille deux cent trente-quatre et demi",
     "3 millions d'euros, 2000000 €, 5 m. Il": "trois millions d'euros, deux millions d'euros, cinq mètres. Il",
 }  # fmt: skip
 SPANISH = {
@@ -93,6 +107,9 @@ SPANISH = {
         "euros con cincuenta céntimos.",
     "21 km, siglo XIX, Felipe II, 1.º, 2.ª, 3.er, 50 %":
         "veintiún kilómetros, siglo diecinueve, Felipe segundo, primero, segunda, tercer, cincuenta por ciento",
+    "Tiene 20K seguidores, 12bn, $1,5bn":
+        "Tiene veinte mil seguidores, doce mil millones, uno coma cinco mil millones de dólares",
+    "1 1/2 tazas, 2¾": "uno y medio tazas, dos y tres cuartos",
     "10€-20€, 3 M€": "diez euros a veinte euros, tres millones de euros",
     "EE. UU. y p. ej. 1.234,5": "Estados Unidos y por ejemplo mil doscientos treinta y cuatro coma cinco",
 }  # fmt: skip
@@ -169,6 +186,35 @@ def test_any_text(text: str, lang: str) -> None:
     assert len(said) <= 60 * len(text)
     again = verbalize(said, lang)
     assert verbalize(again, lang) == again
+
+
+@pytest.mark.parametrize("lang", RULES)
+def test_everything_that_rules_know_is_read_in_every_language(lang: str) -> None:
+    """Made up of what any of the languages writes, in another order: never an error."""
+    known = {*"0123456789.,:;/-–' \n½¼¾ſıİ٣²", "0000", "1984", "99", "1" * 16, "XIV", "pm", "Uhr", "gold", "th", "ème"}
+    for rules in RULES.values():
+        for table in (rules.units, rules.scale_letters, rules.currencies, rules.signs, rules.fractions, rules.abbreviations,
+                      rules.titles, rules.before_number, rules.before_name):  # fmt: skip
+            known.update(table)
+        known.update(rules.months + rules.short_months + rules.roman_after + rules.monarchs)
+    numbers = [f"{number}{word}" for word in sorted(known) for number in ("1", "20", "1.5", "1,5")]
+    words = [*sorted(known), *numbers]
+    chosen = np.random.default_rng(0).integers(len(words), size=(500, 6))
+    for text in [*numbers, *(gap.join(words[i] for i in row) for row in chosen for gap in ("", " "))]:
+        verbalize(text, lang)
+
+
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [("en", "Mrſ. Smith"), ("en", "ſept 5"), ("de", "bſpw. so"), ("de", "dieſe 3. Mai"), ("es", "ſra. Vıd"), ("en", "İ.e. ı.e.")],
+)
+def test_letters_that_only_count_as_the_same_are_no_error(lang: str, text: str) -> None:
+    assert verbalize(text, lang)
+
+
+@pytest.mark.parametrize("lang", RULES)
+def test_numbers_of_any_length(lang: str) -> None:
+    assert verbalize("1" * 5000 + "-" + "2" * 5000, lang)
 
 
 @pytest.mark.parametrize(
