@@ -19,7 +19,7 @@ train demo_codec_sq
 train demo_simplespeech model.codec._pretrained_="$out/demo_codec_sq/pretrained"
 train demo_vocos
 table() { # TABLE.md [ARGUMENT ...]
-  python scripts/synthesis_table.py --manifest "$data/test.jsonl" --text-field text_raw --reader demo-ctc --threads 2 --output "$@"
+  python scripts/synthesis_table.py --manifest "$data/test.jsonl" --text-field text_raw --reader demo-ctc --limit 50 --timed 12 --threads 2 --output "$@"
 }
 table "$out/voices_griffin_lim.md" "recordings=recordings" "FastSpeech 2=$out/demo_fastspeech/pretrained" "codec, copy=$out/demo_codec/pretrained"
 table "$out/voices.md" --vocoder "$out/demo_vocos/pretrained" \

@@ -11,7 +11,7 @@ train kerstin_fastspeech
 train kerstin_flow
 [ -d "$out/speechocean762_ctc/pretrained" ] || recipes/speechocean762/run.sh # whose encoder the recogniser begins with
 [ -d "$out/kerstin_ctc/pretrained" ] || speechkit train experiment=kerstin_ctc run_dir="$out/kerstin_ctc" threads=1 resume=true
-python scripts/synthesis_table.py --manifest "$SPEECHKIT_DATA/kerstin_de/test/manifest.jsonl" --threads 2 \
+python scripts/synthesis_table.py --manifest "$SPEECHKIT_DATA/kerstin_de/test/manifest.jsonl" --timed 12 --threads 2 \
   --reader "$out/kerstin_ctc/pretrained" --output "$out/kerstin_voices.md" \
   "recordings=recordings" \
   "FastSpeech 2=$out/kerstin_fastspeech/pretrained" \

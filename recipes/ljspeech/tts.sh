@@ -20,7 +20,7 @@ train ljspeech_maskgct init_from="$out/demo_maskgct/pretrained" tokenizer.name="
   data.train="$out/ljspeech_aligned/train.jsonl" data.valid="$out/ljspeech_aligned/dev.jsonl" \
   model.codec._pretrained_="$out/ljspeech_codec/pretrained"
 train ljspeech_vocos init_from="$out/demo_vocos/pretrained"
-python scripts/synthesis_table.py --manifest "$corpus/test/manifest.jsonl" --reader moonshine --normalizer whisper_en --threads 2 \
+python scripts/synthesis_table.py --manifest "$corpus/test/manifest.jsonl" --reader moonshine --normalizer whisper_en --timed 12 --threads 2 \
   --vocoder "$out/ljspeech_vocos/pretrained" --output "$out/ljspeech_voices.md" \
   "recordings=recordings" \
   "Vocos, copy=$out/ljspeech_vocos/pretrained" \
