@@ -7,14 +7,14 @@ where it is part of a longer one. So the file is a manifest for training (distil
 scripts/rtfx.py and scripts/score_tts.py read. `synthesis.jsonl.meta.json` says what was timed and how.
 
 Until all is spoken, rows are in `synthesis.jsonl.part`, batch by batch, and stay there when something comes between.
-Rows are spoken in their own language where the model knows it; batches are of one language each.
+Rows are spoken by their own speaker and in their own language where the model knows them; batches are of one language each.
+An id names files: it may hold "/", and must not lead out of the output folder or come twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import platform
 import shlex
@@ -35,10 +35,11 @@ from speechkit.audio.io import SPEECH_SUFFIXES, audio_info, load_audio, save_aud
 from speechkit.data.dataset import field_text
 from speechkit.data.manifest import atomic_file, read_manifest
 from speechkit.data.parallel import progress_bar
+from speechkit.data.to_speak import known_languages, output_paths, plan_batches
 from speechkit.metrics.rtfx import RunInfo, write_run_info
 from speechkit.plots import plot_synthesis
 from speechkit.pretrained import load_synthesizer
-from speechkit.readers import load_reader
+from speechkit.readers import Reader, load_reader
 from speechkit.synthesizer import Synthesizer
 from speechkit.training.run import one_line_errors, set_threads
 from speechkit.types import Seconds, Synthesis, Utterance
@@ -61,16 +62,19 @@ def synthesize(cfg: DictConfig) -> None:
     set_threads(cfg.threads)
     synthesizer = load_synthesizer(cfg.checkpoint, device=cfg.device, dtype=cfg.dtype, vocoder=cfg.vocoder)
     if cfg.get("decode") is not None:
-        synthesizer.options = instantiate(cfg.decode).keywords["options"]
+        synthesizer.options = decode_options(cfg.decode, synthesizer)
+    reader = None if cfg.recognizer is None else load_reader(cfg.recognizer, device=cfg.device)
     utterances = read_manifest(cfg.manifest)[: cfg.limit]
     texts = [u.text if cfg.text_field == "text" else field_text(u, cfg.text_field) for u in utterances]
     if not any(texts):
         raise ValueError(f"manifest={cfg.manifest} holds no text in field {cfg.text_field!r}")
     output = Path(cfg.output)
+    audio = output_paths(utterances, output / "audio", suffix=f".{cfg.audio_format}", manifest=cfg.manifest)
+    parts = output_paths(utterances, output / "recordings", suffix=".wav", manifest=cfg.manifest)
     (output / "audio").mkdir(parents=True, exist_ok=True)
-    recordings = [recording(each, output) for each in utterances]
+    recordings = [recording(each, path, output) for each, path in zip(utterances, parts, strict=True)]
     rows: dict[int, dict[str, Any]] = {}
-    languages = [each.lang if each.lang in synthesizer.languages else "" for each in utterances]
+    languages = known_languages(utterances, synthesizer.languages)
     batches = plan_batches(texts, languages, batch_size=cfg.batch_size)
     with kept_rows(output / "synthesis.jsonl.part", total=len(utterances)) as keep:
         for number, indices in enumerate(progress_bar(batches, description="synthesis", total=len(batches), unit="batch")):
@@ -80,7 +84,7 @@ def synthesize(cfg: DictConfig) -> None:
                 assert made or warming
             total = sum(len(each.wave) for each in made)
             for index, utterance, speech in zip(indices, chosen, made, strict=True):
-                path = output / "audio" / f"{utterance.id}.{cfg.audio_format}"
+                path = audio[index]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_audio(path, speech.wave, speech.sample_rate, subtype=speech_subtype(path, speech.sample_rate))
                 if index < cfg.plots and speech.mel is not None and len(speech.mel):
@@ -89,25 +93,31 @@ def synthesize(cfg: DictConfig) -> None:
                 rows[index] = row(utterance, speech, path.relative_to(output), recordings[index], decode_s=seconds * share)
             keep([rows[index] for index in indices])
         ordered = [rows[index] for index in range(len(utterances))]
-        if cfg.recognizer is not None:
-            read_back(ordered, output, cfg.recognizer, device=cfg.device)
+        if reader is not None:
+            read_back(ordered, output, reader)
         write_rows(ordered, output / "synthesis.jsonl")
     write_run_info(output / "synthesis.jsonl", run_info(cfg, synthesizer, wall_s=time.perf_counter() - started))
     audio_s, decode_s = (sum(each[key] for each in ordered) for key in ("audio_s", "decode_s"))
     print(f"{output}: {len(ordered)} utterances, {audio_s / 60:.1f} min in {decode_s:.1f} s, RTFx {audio_s / decode_s:.1f}")
 
 
-def plan_batches(texts: Sequence[str], languages: Sequence[str], *, batch_size: int) -> list[list[int]]:
-    """Numbers of the rows that are spoken together: of one language each, and of similar length."""
-    order = sorted(range(len(texts)), key=lambda i: (languages[i], len(texts[i])))
-    groups = [list(group) for _, group in itertools.groupby(order, key=lambda i: languages[i])]
-    return [group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)]
+def decode_options(decode: DictConfig, synthesizer: Synthesizer) -> Any:
+    """What `decode=` chooses.
+
+    Raises:
+        ValueError: it is for models of another family.
+    """
+    found = instantiate(decode)
+    if found.func is not synthesizer.infer:
+        needs = synthesizer.infer.__module__
+        raise ValueError(f"decode= is for {found.func.__module__}, the model needs {needs}: choose one of its own, or null")
+    return found.keywords["options"]
 
 
-def recording(utterance: Utterance, output: Path) -> str | None:
+def recording(utterance: Utterance, path: Path, output: Path) -> str | None:
     """The file that holds the recording of an utterance and nothing else, relative to the output or absolute; None without one.
 
-    Of a longer file the utterance is written to recordings/<id>.wav.
+    Of a longer file the utterance is written to `path`, a file in the output.
 
     Raises:
         AudioError: the recording cannot be read.
@@ -117,7 +127,6 @@ def recording(utterance: Utterance, output: Path) -> str | None:
     rest = audio_info(utterance.audio_path).duration - utterance.start - utterance.duration
     if not utterance.start and not rest > WHOLE_SECONDS:
         return str(utterance.audio_path.resolve())
-    path = output / "recordings" / f"{utterance.id}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     wave_N, rate = load_audio(utterance.audio_path, start=utterance.start, duration=utterance.duration)
     save_audio(path, wave_N, rate, subtype="PCM_16")
@@ -186,9 +195,9 @@ def row(utterance: Utterance, made: Synthesis, audio: Path, ref_audio: str | Non
     return {**{key: value for key, value in utterance.extra.items() if key not in (*own, "words")}, **own}
 
 
-def read_back(rows: Sequence[dict[str, Any]], output: Path, name: str, *, device: str | None) -> None:
+def read_back(rows: Sequence[dict[str, Any]], output: Path, reader: Reader) -> None:
     """Adds to each row what a recogniser reads."""
-    heard = load_reader(name, device=device)([output / each["audio"] for each in rows])
+    heard = reader([output / each["audio"] for each in rows])
     for each, text in zip(rows, heard, strict=True):
         each["hyp"] = text
 

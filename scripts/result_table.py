@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,49 @@ def configured(row: Row, *, infer: Any, options: Any) -> Any:
 
 
 def earlier_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier run by name."""
+    """Rows of an earlier run by name, each with the manifest that it was measured on."""
     if not path.is_file():
         return {}
-    return {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    results = json.loads(path.read_text(encoding="utf-8"))
+    return {row["name"]: {"manifest": results["manifest"], **row} for row in results["rows"]}
+
+
+def comparable_rows(
+    earlier: Mapping[str, dict[str, Any]], path: Path, *, again: Collection[str], conditions: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Those of the earlier rows in `path` that may stand beside rows measured under these conditions.
+
+    Args:
+        earlier: rows by name.
+        path: where they are from, for the error.
+        again: names of rows that are measured in this run; where their conditions differ they make way.
+        conditions: what all rows of a table have in common, by the name of the figure; "manifest" is a path.
+
+    Raises:
+        ValueError: the conditions of another row differ.
+    """
+    alike = {}
+    for name, row in earlier.items():
+        differs = [key for key, value in conditions.items() if _condition(key, row.get(key)) != _condition(key, value)]
+        if not differs:
+            alike[name] = row
+        elif name not in again:
+            [key, *_] = differs
+            raise ValueError(
+                f"{path} holds row {name!r}, measured with {key} {row.get(key)!r}, and this run has {conditions[key]!r}: give"
+                " another --output, or measure all rows anew"
+            )
+    return alike
+
+
+def _condition(key: str, value: Any) -> Any:
+    return Path(value).resolve() if key == "manifest" and isinstance(value, str) else value
 
 
 def write_table(output: Path, figures: dict[str, dict[str, Any]], table: str, *, manifest: str) -> None:
-    """Writes TABLE.md and all figures beside it as JSON; each file whole or not at all."""
+    """Writes TABLE.md and all figures beside it as JSON, rows of no manifest as of this one; each file whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    results = {"manifest": manifest, "rows": list(figures.values())}
+    results = {"manifest": manifest, "rows": [{"manifest": manifest, **row} for row in figures.values()]}
     for path, text in (
         (output.with_suffix(".json"), json.dumps(results, indent=2, ensure_ascii=False)),
         (output, table),

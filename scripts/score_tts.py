@@ -7,14 +7,15 @@
     python scripts/score_tts.py pairs.jsonl --mos utmos --mos-weights utmos_state_dict.pt
 
 Each row of pairs.jsonl has `id`, `ref_audio` and `audio`: the files of the recording and of the synthesis, relative to
-pairs.jsonl; one without samples is an error. Both are brought to one rate, and mel-cepstra are taken from the mel spectrogram
-for synthesis at that rate: compare figures of one rate only. Definitions are in speechkit/metrics/tts.py; sums over all
-utterances are divided once. With a speaker encoder (`speechkit train experiment=<corpus>_speaker`) SECS is the cosine of its
-embeddings of both files, averaged over utterances; compare figures of one encoder only. --copy is for what a vocoder or codec
-made of the recordings themselves, with the same times: it adds STOI, and wide-band PESQ where the package pesq is installed.
---mos adds the opinion score that a model of listeners gives to the synthesis, and to the recording for comparison (extra `mos`;
-speechkit/metrics/quality.py). Where rows have `audio_s` and `decode_s`, scripts/rtfx.py reports the speed. Exit status: 0, or
-2 for input that cannot be used.
+pairs.jsonl. Where one holds no samples the row counts in durations alone, and the report says how many there are. Both are
+brought to one rate, and mel-cepstra are taken from the mel spectrogram for synthesis at that rate: compare figures of one rate
+only. Definitions are in speechkit/metrics/tts.py; sums over all utterances are divided once. With a speaker encoder
+(`speechkit train experiment=<corpus>_speaker`) SECS is the cosine of its embeddings of both files, averaged over utterances;
+compare figures of one encoder only. --copy is for what a vocoder or codec made of the recordings themselves, with the same
+times: it adds STOI, and wide-band PESQ where the package pesq is installed. --mos adds the opinion score that a model of
+listeners gives to the synthesis, and to the recording for comparison (extra `mos`; speechkit/metrics/quality.py). Where rows
+have `audio_s` and `decode_s`, scripts/rtfx.py reports the speed. The report is printed before files are written. Exit status:
+0, or 2 for input that cannot be used.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +36,7 @@ import torch
 from tqdm import tqdm
 
 import speechkit
-from speechkit.audio.io import load_audio
+from speechkit.audio.io import audio_info, load_audio
 from speechkit.audio.pitch import f0
 from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.metrics.hyps import read_hyps
@@ -68,16 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.worst < 0:
             raise ValueError(f"--worst {args.worst}: must not be negative")
+        check_writable({"--plot": args.plot, "--rows": args.rows, "--json": args.json})
         mel = MelSpectrogram.preset(args.sample_rate)
         path = Path(args.pairs)
         pairs = read_hyps(path, texts=("ref_audio", "audio"))
         total, rows = measure_all(pairs, path.parent, mel, args)
         everything = {"id": "all", **figures(total, mel)}
-        everything |= {name: sum(row[name] for row in rows) / len(rows) for name in _AVERAGED if name in rows[0]}
-        if args.plot:
-            columns = {"mcd": ("MCD, dB", 1), "relative_duration": ("length against the recording, %", 100)}
-            values = {title: [row[name] * by for row in rows if row[name] is not None] for name, (title, by) in columns.items()}
-            plot_distributions(values, args.plot)
+        everything |= {name: _mean([row[name] for row in rows]) for name in _AVERAGED if name in rows[0]}
+        worst = sorted(rows, key=lambda row: (-math.inf if row["mcd"] is None else -row["mcd"], row["id"]))[: args.worst]
+        _print_report(path, total, [everything, *worst], args)  # first: files may fail
         if args.rows:
             Path(args.rows).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         if args.json:
@@ -91,12 +92,28 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "versions": {"speechkit": speechkit.__version__},
             }
             Path(args.json).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if args.plot:
+            columns = {"mcd": ("MCD, dB", 1), "relative_duration": ("length against the recording, %", 100)}
+            values = {title: [row[name] * by for row in rows if row[name] is not None] for name, (title, by) in columns.items()}
+            plot_distributions(values, args.plot)
     except (ValueError, OSError, ImportError) as error:
         print(f"score_tts: {error}", file=sys.stderr)
         return 2
-    worst = sorted(rows, key=lambda row: (-row["mcd"], row["id"]))[: args.worst]
-    _print_report(path, total, [everything, *worst], args)
     return 0
+
+
+def check_writable(paths: Mapping[str, str | None]) -> None:
+    """Refuses files that cannot be written, by option, before anything is measured.
+
+    Raises:
+        ValueError: a folder is not there or closed, or the file is a folder.
+    """
+    for option, path in paths.items():
+        if path is None:
+            continue
+        parent = Path(path).parent
+        if Path(path).is_dir() or not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise ValueError(f"{option} {path} cannot be written: give a file in a folder that is there")
 
 
 def measure_all(
@@ -119,28 +136,49 @@ def measure_all(
     for pair in tqdm(pairs, unit="utt", disable=None, leave=False):
         measures.append(measure_pair(pair, folder, mel, order=args.order))
         rows.append({"id": pair["id"], **figures(measures[-1], mel)})
+        is_empty = bool(measures[-1].unaligned)
         if encoder is not None:
-            rows[-1]["speaker_similarity"] = measure_voice(pair, folder, encoder)
+            rows[-1]["speaker_similarity"] = None if is_empty else measure_voice(pair, folder, encoder)
         if args.copy:
-            rows[-1] |= measure_copy(pair, folder)
+            rows[-1] |= _no_copy() if is_empty else measure_copy(pair, folder)
     if predict is not None:
+        heard = [i for i, each in enumerate(measures) if not each.unaligned]
         for name, field in (("mos", "audio"), ("ref_mos", "ref_audio")):
-            for row, score in zip(rows, predict([folder / pair[field] for pair in pairs]), strict=True):
-                row[name] = float(score)
+            scores = dict(zip(heard, predict([folder / pairs[i][field] for i in heard]), strict=True)) if heard else {}
+            for i, row in enumerate(rows):
+                row[name] = float(scores[i]) if i in scores else None
     return sum_measures(measures), rows
 
 
 def measure_pair(pair: Mapping[str, Any], folder: Path, mel: MelSpectrogram, *, order: int) -> SynthesisSums:
-    """Measures of one row.
+    """Measures of one row; one file without samples makes it count as unaligned.
 
     Raises:
-        ValueError: a file cannot be read as audio or has no samples, or the order is out of range; the message names the row.
+        ValueError: a file cannot be read as audio, or the order is out of range; the message names the row.
     """
     try:
-        ref, syn = (_frames(folder / pair[name], mel) for name in ("ref_audio", "audio"))
-        return measure_synthesis(*ref, *syn, order=order)
+        ref_N, syn_N = (samples(folder / pair[name], mel.sample_rate) for name in ("ref_audio", "audio"))
+        return measure_waves(ref_N, syn_N, mel, order=order)
     except (ValueError, OSError) as error:
         raise ValueError(f"{pair['id']}: {error}") from error
+
+
+def samples(path: Path, sample_rate: int) -> np.ndarray:
+    """Samples of a file, float32, shape (N,), N = 0 allowed.
+
+    Raises:
+        ValueError: it cannot be read as audio.
+    """
+    return load_audio(path, sample_rate=sample_rate)[0] if audio_info(path).num_samples else np.zeros(0, np.float32)
+
+
+def measure_waves(ref_N: np.ndarray, syn_N: np.ndarray, mel: MelSpectrogram, *, order: int) -> SynthesisSums:
+    """Measures of a recording and its synthesis, both at the rate of the mel spectrogram, shape (N,), N = 0 allowed.
+
+    Raises:
+        ValueError: the order is out of range.
+    """
+    return measure_synthesis(*_frames(ref_N, mel), *_frames(syn_N, mel), order=order)
 
 
 def measure_voice(pair: Mapping[str, Any], folder: Path, encoder: SpeakerEncoder) -> float:
@@ -175,6 +213,11 @@ def measure_copy(pair: Mapping[str, Any], folder: Path) -> dict[str, float]:
         raise ValueError(f"{pair['id']}: {error}") from error
 
 
+def _no_copy() -> dict[str, None]:
+    """What `measure_copy` gives for speech that is not there."""
+    return {"stoi": None} if importlib.util.find_spec("pesq") is None else {"stoi": None, "pesq": None}
+
+
 def figures(found: SynthesisSums, mel: MelSpectrogram) -> dict[str, Any]:
     """Figures of an utterance or of many, by name; None where there is nothing to divide by."""
     values = {
@@ -187,21 +230,28 @@ def figures(found: SynthesisSums, mel: MelSpectrogram) -> dict[str, Any]:
         "ref_s": found.duration.ref * mel.frame_shift,
         "syn_s": found.duration.syn * mel.frame_shift,
     }
-    return {"num_utterances": found.utterances} | {
+    return {"num_utterances": found.utterances, "num_unaligned": found.unaligned} | {
         name: value if math.isfinite(value) else None for name, value in values.items()
     }
 
 
-def _frames(path: Path, mel: MelSpectrogram) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel power and pitch of a file."""
-    wave_N, rate = load_audio(path, sample_rate=mel.sample_rate)
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Over the rows that have one."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _frames(wave_N: np.ndarray, mel: MelSpectrogram) -> tuple[np.ndarray, np.ndarray]:
+    """Log-mel power and pitch of a waveform."""
     mel_BTF, _ = mel(torch.from_numpy(wave_N)[None], torch.tensor([len(wave_N)]))
-    f0_T = f0(wave_N, rate, hop_length=mel.hop_length, padding=mel.padding).f0_T
+    f0_T = f0(wave_N, mel.sample_rate, hop_length=mel.hop_length, padding=mel.padding).f0_T
     return 2 / mel.power * np.log(mel.undo_log(mel_BTF)[0].double().numpy()), f0_T
 
 
 def _print_report(path: Path, total: SynthesisSums, rows: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
     print(f"{path}: {total.utterances} utterances at {args.sample_rate} Hz, mel-cepstra 1 to {args.order}")
+    if total.unaligned:
+        print(f"  {total.unaligned} of them without samples on one side: these count in durations alone")
     columns = {name: column for name, column in _COLUMNS.items() if name in rows[0]}
     table = [["", *(heading for heading, _ in columns.values())]]
     for row in rows:

@@ -14,19 +14,23 @@ waveforms by --vocoder FOLDER, or by Griffin-Lim. A row's audio stays beside the
 
 What the columns say. WER and CER: what each --reader (several may be given: speechkit/readers.py) reads of the speech against the
 manifest's texts, counts summed, divided once, with bootstrap intervals. MCD, log F0 RMSE, V/UV error, duration: against the
-recordings, by scripts/score_tts.py. STOI: of copies alone, which agree with the recordings in time. Real-time factor: seconds
-taken for a second of speech, from text to waveform, after a warm-up, for batches of 8 over the whole manifest, and one by one
-over --timed sentences spread evenly over all lengths; of copies, from mels to waveform. First audio: the median wait for the
-first piece of `Synthesizer.stream` over the same sentences. Steps and CPU minutes: of training, as the folder says.
+recordings, by scripts/score_tts.py; speech without samples counts in the last alone. STOI: of copies alone, which agree with the
+recordings in time, where they hold enough speech. What is left out is told on standard error. Real-time factor: seconds taken for
+a second of speech, from text to waveform, after a warm-up, for batches of 8 over the whole manifest, and one by one over --timed
+sentences spread evenly over all lengths; of copies, from mels to waveform. First audio: the median wait for the first piece of
+`Synthesizer.stream` over the same sentences. Steps and CPU minutes: of training, as the folder says.
 
-Writes the table as Markdown and, beside it, all figures as JSON. Rows of an earlier run that are in that JSON stay in the
-table, unless their name is given again. Exit status: 0, or 2 for input that cannot be used.
+Rows of the manifest are spoken by their own speaker and in their own language where the model knows them; batches are of one
+language each. Writes the table as Markdown and, beside it, all figures as JSON. Rows of an earlier run that are in that JSON
+stay in the table, unless their name is given again; they must be of the same manifest, number of utterances, normaliser and
+number of sentences spoken one by one. Exit status: 0, or 2 for input that cannot be used.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import platform
 import re
 import shlex
@@ -44,6 +48,7 @@ import torch
 from result_table import (
     ROW,
     Row,
+    comparable_rows,
     configured,
     earlier_rows,
     error_rate,
@@ -53,7 +58,7 @@ from result_table import (
     write_table,
 )
 from score_tts import figures as measures
-from score_tts import measure_pair
+from score_tts import measure_waves, samples
 from tqdm import tqdm
 
 from speechkit.audio.io import load_audio
@@ -61,6 +66,7 @@ from speechkit.audio.spectrogram import MelSpectrogram
 from speechkit.codec import Codec
 from speechkit.data.dataset import field_text
 from speechkit.data.manifest import read_manifest
+from speechkit.data.to_speak import known_languages, output_paths, plan_batches
 from speechkit.metrics.tts import stoi, sum_measures
 from speechkit.metrics.wer import UNITS, count_errors_batch
 from speechkit.pretrained import find_folder, load_codec, load_synthesizer, load_vocoder, read_config
@@ -88,6 +94,7 @@ class System(NamedTuple):
         first: utterance to the first piece of its speech; None for what does not stream.
         copies: whether the speech agrees with the recordings in time.
         facts: figures of the model for the table.
+        languages: of each utterance, "" for the model's own; those that are spoken together have the same.
     """
 
     speak: Callable[[Sequence[Utterance]], list[np.ndarray]]
@@ -95,6 +102,7 @@ class System(NamedTuple):
     first: Callable[[Utterance], object] | None
     copies: bool
     facts: dict[str, Any]
+    languages: list[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,16 +111,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "scripts/synthesis_table.py", *(sys.argv[1:] if argv is None else argv)])
     try:
         rows = [parse_row(text) for text in args.rows]
-        utterances = read_manifest(args.manifest)[: args.limit]
-        if not utterances:
-            raise ValueError(f"{args.manifest} holds no utterance")
+        utterances = checked_utterances(args)
+        output = Path(args.output)
+        if output.suffix in ("", ".json"):
+            raise ValueError(f"--output {output}: name a file that ends in .md; figures and audio take the other names")
+        folders = {row.name: output.with_suffix("") / re.sub(r"\W+", "_", row.name).strip("_") for row in rows}
+        if len({*folders.values()}) < len(rows):
+            raise ValueError(f"rows {', '.join(repr(row.name) for row in rows)} share a folder of audio: give them other names")
+        files = {
+            name: output_paths(utterances, folder, suffix=".wav", manifest=args.manifest) for name, folder in folders.items()
+        }
+        kept = output.with_suffix(".json")
+        figures = comparable_rows(earlier_rows(kept), kept, again=files.keys(), conditions=conditions(utterances, args))
+        output.parent.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(args.threads)
         readers = {name: load_reader(name, device="cpu") for name in args.reader}
-        output = Path(args.output)
-        figures = earlier_rows(output.with_suffix(".json"))
         for row in rows:
-            system = prepare(row, args)
-            figures[row.name] = measure(row, system, utterances, readers, args) | {"command": command}
+            system = prepare(row, utterances, args)
+            figures[row.name] = measure(row, system, utterances, files[row.name], readers, args) | {"command": command}
             # row by row: a run that breaks off keeps what it measured
             write_table(output, figures, table(figures), manifest=args.manifest)
     except (ValueError, ImportError, OSError) as error:
@@ -122,69 +138,114 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(row: Row, args: argparse.Namespace) -> System:
+def checked_utterances(args: argparse.Namespace) -> list[Utterance]:
+    """What is to be spoken, with recordings that are there.
+
+    Raises:
+        ValueError: there is nothing, a recording is missing, or an option is out of range.
+    """
+    if args.timed < 1:
+        raise ValueError(f"--timed {args.timed}: must be at least 1")
+    utterances = read_manifest(args.manifest)[: args.limit]
+    if not utterances:
+        raise ValueError(f"{args.manifest} holds no utterance")
+    for number, each in enumerate(utterances, start=1):
+        if not each.audio_path.is_file():
+            raise ValueError(f"{args.manifest}, row {number}: {each.id}: {each.audio_path} is missing: distances need recordings")
+    return utterances
+
+
+def conditions(utterances: Sequence[Utterance], args: argparse.Namespace) -> dict[str, Any]:
+    """What all rows of a table must have in common, for JSON."""
+    return {
+        "manifest": args.manifest,
+        "num_utterances": len(utterances),
+        "normalizer": args.normalizer,
+        "num_timed_alone": min(args.timed, len(utterances)),
+    }
+
+
+def prepare(row: Row, utterances: Sequence[Utterance], args: argparse.Namespace) -> System:
     """The row's system.
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ImportError: a package that its figures need is not installed.
         ValueError: it holds none of what speaks, or a decode configuration is not the model's.
     """
+    own = [""] * len(utterances)
     if row.folder == RECORDINGS:
         mel = MelSpectrogram.preset(16000)
-        return System(lambda chosen: [_recording(each, mel.sample_rate) for each in chosen], mel, None, False, {})
+        return System(lambda chosen: [_recording(each, mel.sample_rate) for each in chosen], mel, None, False, {}, own)
     directory = find_folder(row.folder)
     config = read_config(directory)
     kind = config["kind"]
     facts = dict(config.get("training", {}))
     if kind == "synthesizer":
-        return _synthesizer(row, args, facts)
+        return _synthesizer(row, utterances, args, facts)
     if row.decode:
         raise ValueError(f"row {row.name!r}: a {kind} takes no decode={row.decode}")
     if kind not in ("vocoder", "codec"):
         raise ValueError(f"row {row.name!r}: {directory} holds a {kind}, which makes no speech")
+    if importlib.util.find_spec("pystoi") is None:
+        raise ImportError(f'row {row.name!r}: STOI of copies needs pystoi; pip install "speechkit[tts]"')
     if kind == "vocoder":
         vocoder = load_vocoder(row.folder, device="cpu")
         facts["num_parameters"] = sum(parameter.numel() for parameter in vocoder.parameters())
-        return System(partial(_vocoded, vocoder), vocoder.mel, None, True, facts)
+        return System(partial(_vocoded, vocoder), vocoder.mel, None, True, facts, own)
     codec = load_codec(row.folder, device="cpu", vocoder=args.vocoder)
-    return System(partial(_coded, codec), codec.mel, None, True, facts | {"num_parameters": codec.num_parameters()})
+    facts["num_parameters"] = codec.num_parameters()
+    return System(partial(_coded, codec), codec.mel, None, True, facts, own)
 
 
-def _synthesizer(row: Row, args: argparse.Namespace, facts: dict[str, Any]) -> System:
+def _synthesizer(row: Row, utterances: Sequence[Utterance], args: argparse.Namespace, facts: dict[str, Any]) -> System:
     synthesizer = load_synthesizer(row.folder, device="cpu", vocoder=args.vocoder)
     synthesizer.options = configured(row, infer=synthesizer.infer, options=synthesizer.options)
+    languages = known_languages(utterances, synthesizer.languages)
+    language_of = {each.id: language or None for each, language in zip(utterances, languages, strict=True)}
+
+    def speaker(utterance: Utterance) -> str | None:
+        return utterance.speaker if utterance.speaker in synthesizer.speakers else None
 
     def text(utterance: Utterance) -> str:
         return utterance.text if args.text_field == "text" else field_text(utterance, args.text_field)
 
     def speak(chosen: Sequence[Utterance]) -> list[np.ndarray]:
-        made = synthesizer.synthesize([text(each) for each in chosen], batch_size=BATCH_SIZE)
+        [language] = {language_of[each.id] for each in chosen}
+        made = synthesizer.synthesize(
+            [text(each) for each in chosen],
+            speaker=[speaker(each) for each in chosen],
+            language=language,
+            batch_size=BATCH_SIZE,
+        )
         return [each.wave for each in made]
 
     def first(utterance: Utterance) -> object:
-        return next(synthesizer.stream(text(utterance)))
+        language = language_of[utterance.id]
+        return next(synthesizer.stream(text(utterance), speaker=speaker(utterance), language=language))
 
     facts["num_parameters"] = synthesizer.num_parameters()
-    return System(speak, synthesizer.mel, first, False, facts)
+    return System(speak, synthesizer.mel, first, False, facts, languages)
 
 
 def measure(
-    row: Row, system: System, utterances: Sequence[Utterance], readers: dict[str, Reader], args: argparse.Namespace
+    row: Row,
+    system: System,
+    utterances: Sequence[Utterance],
+    paths: Sequence[Path],
+    readers: dict[str, Reader],
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """All figures of a row, ready for JSON; rates are fractions."""
-    order = sorted(range(len(utterances)), key=lambda i: len(utterances[i].text))
-    batches = [order[first : first + BATCH_SIZE] for first in range(0, len(order), BATCH_SIZE)]
+    """All figures of a row, ready for JSON, its audio in the files given; rates are fractions."""
+    texts = [each.text for each in utterances]
+    batches = plan_batches(texts, system.languages, batch_size=BATCH_SIZE)
     together, together_factor = _timed(system, utterances, batches, title=f"{row.name}, batches of {BATCH_SIZE}")
-    step = max(1, len(order) // args.timed)
-    singles = [[i] for i in order[step // 2 :: step][: args.timed]]
+    singles = [[i] for i in spread(texts, args.timed)]
     alone, alone_factor = _timed(system, utterances, singles, title=f"{row.name}, one by one")
     firsts = [] if system.first is None else [_seconds(system.first, utterances[i]) for [i] in singles]
-    folder = Path(args.output).with_suffix("") / re.sub(r"\W+", "_", row.name).strip("_")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for i, utterance in enumerate(utterances):
-        paths.append(folder / f"{utterance.id}.wav")
-        soundfile.write(paths[-1], together[i], system.mel.sample_rate, subtype="PCM_16")
+    for i, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, together[i], system.mel.sample_rate, subtype="PCM_16")
     is_speech = row.folder != RECORDINGS
     return {
         "name": row.name,
@@ -192,21 +253,26 @@ def measure(
         "decode": row.decode,
         "options": row.options,
         "vocoder": args.vocoder,
-        "num_utterances": len(utterances),
+        **conditions(utterances, args),
         **system.facts,
         "readers": {name: _score(utterances, reader(paths), args.normalizer) for name, reader in readers.items()},
-        "measures": _measure(utterances, paths, system.mel) if is_speech else None,
-        "stoi": _stoi(utterances, together, system.mel.sample_rate) if system.copies else None,
+        "measures": _measure(row, utterances, paths, system.mel) if is_speech else None,
+        **(_stoi(row, utterances, together, system.mel.sample_rate) if system.copies else {"stoi": None, "num_stoi": None}),
         "real_time_factor": {"1": alone_factor, str(BATCH_SIZE): together_factor} if is_speech else None,
         "first_audio_s": statistics.median(firsts) if firsts else None,
-        "num_timed_alone": len(singles),
         "largest_difference": max(_difference(alone[i], together[i]) for i in alone),
-        "normalizer": args.normalizer,
         "threads": torch.get_num_threads(),
         "cpu": platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def spread(texts: Sequence[str], most: int) -> list[int]:
+    """Numbers of at most so many texts, spread evenly over all when these are in order of length."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    num = min(most, len(order))
+    return [order[(2 * k + 1) * len(order) // (2 * num)] for k in range(num)]
 
 
 def _timed(
@@ -264,23 +330,34 @@ def _score(utterances: Sequence[Utterance], heard: Sequence[str], normalizer: st
     return {unit: error_rate(count_errors_batch(refs, hyps, unit)) for unit in UNITS}
 
 
-def _measure(utterances: Sequence[Utterance], paths: Sequence[Path], mel: MelSpectrogram) -> dict[str, Any]:
+def _measure(row: Row, utterances: Sequence[Utterance], paths: Sequence[Path], mel: MelSpectrogram) -> dict[str, Any]:
     """Distance from the recordings."""
-    pairs = [
-        {"id": each.id, "ref_audio": str(each.audio_path.resolve()), "audio": str(path.resolve())}
-        for each, path in zip(utterances, paths, strict=True)
-    ]
-    return measures(sum_measures(measure_pair(pair, Path(), mel, order=24) for pair in pairs), mel)
+    found = []
+    for each, path in zip(utterances, paths, strict=True):
+        try:
+            found.append(measure_waves(_recording(each, mel.sample_rate), samples(path, mel.sample_rate), mel, order=24))
+        except ValueError as error:
+            raise ValueError(f"{each.id}: {error}") from error
+    total = sum_measures(found)
+    if total.unaligned:
+        print(f"{row.name}: {total.unaligned} of {total.utterances} have no samples and count in duration alone", file=sys.stderr)
+    return measures(total, mel)
 
 
-def _stoi(utterances: Sequence[Utterance], made: dict[int, np.ndarray], sample_rate: int) -> float:
-    """Mean STOI of copies."""
-    values = []
+def _stoi(row: Row, utterances: Sequence[Utterance], made: dict[int, np.ndarray], sample_rate: int) -> dict[str, Any]:
+    """Mean STOI of copies, and of how many: those that it is not defined for are left out."""
+    values, left_out = [], []
     for i, utterance in enumerate(utterances):
         wave_N = _recording(utterance, sample_rate)
         num = min(len(wave_N), len(made[i]))
-        values.append(stoi(wave_N[:num], made[i][:num], sample_rate))
-    return statistics.fmean(values)
+        try:
+            values.append(stoi(wave_N[:num], made[i][:num], sample_rate))
+        except ValueError as error:
+            left_out.append(f"{utterance.id}: {error}")
+    if left_out:
+        message = f"STOI leaves out {len(left_out)} of {len(utterances)}, first {left_out[0]}"
+        print(f"{row.name}: {message}", file=sys.stderr)
+    return {"stoi": statistics.fmean(values) if values else None, "num_stoi": len(values)}
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:

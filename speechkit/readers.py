@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from speechkit.audio.io import load_audio
+from speechkit.audio.io import AudioError, audio_info, load_audio
 from speechkit.pretrained import load_recognizer
 
 Reader = Callable[[Sequence[Path]], list[str]]
 
 
 def load_reader(name: str | Path, *, device: str | None = None) -> Reader:
-    """A function that reads audio files.
+    """A function that reads audio files; of one without samples it reads "".
 
     Args:
         name: pretrained folder or shipped name of a recogniser of ours; "moonshine" for Moonshine tiny of Useful Sensors
@@ -28,6 +28,26 @@ def load_reader(name: str | Path, *, device: str | None = None) -> Reader:
         ImportError: the package or module is not there; the message says what to install.
         ValueError: the module has no such function.
     """
+    reader = _named(name, device=device)
+
+    def read(paths: Sequence[Path]) -> list[str]:
+        spoken = [path for path in paths if not _is_empty(path)]
+        texts = dict(zip(spoken, reader(spoken), strict=True)) if spoken else {}
+        return [texts.get(path, "") for path in paths]
+
+    return read
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether an audio file holds no samples; what cannot be read is for the reader to refuse."""
+    try:
+        return not audio_info(path).num_samples
+    except AudioError:
+        return False
+
+
+def _named(name: str | Path, *, device: str | None) -> Reader:
+    """The reader of a name, which need not know files without samples."""
     if name == "moonshine":
         return _moonshine()
     module, colon, function = str(name).partition(":")

@@ -41,6 +41,17 @@ def test_any_function_reads(audio: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load_reader("no_such_folder")
 
 
+def test_of_nothing_nothing_is_read(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    module = ModuleType("a_reader_of_sounds")
+    module.read = lambda paths: [f"{soundfile.info(path).frames:.0f}" for path in paths if soundfile.info(path).frames]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    read = load_reader("a_reader_of_sounds:read")
+    assert read([tmp_path / "empty.wav", audio, tmp_path / "empty.wav"]) == ["", "16000", ""]
+    assert read([tmp_path / "empty.wav"]) == [""]
+    assert read([]) == []
+
+
 def test_moonshine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "moonshine_voice", None)
     with pytest.raises(ImportError, match=r"speechkit\[moonshine\]"):
@@ -69,6 +80,8 @@ def test_moonshine_lines_are_joined(audio: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "tiny-en" / "encoder_model.ort").touch()
     assert load_reader("moonshine")([audio]) == ["One line. Two."]
     assert heard == [("tiny-en", 16000, 16000)]
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    assert load_reader("moonshine")([tmp_path / "empty.wav", audio]) == ["", "One line. Two."]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("moonshine_voice") is None, reason="moonshine-voice is not installed")

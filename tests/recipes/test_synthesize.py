@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {
     "filter_dim": 16, "kernel_sizes": [3, 1], "predictor_dim": 16, "postnet_layers": 0,
 }  # fmt: skip
 ROWS = [
-    {"id": "a", "text": "good morning", "lang": "de"},
+    {"id": "a", "text": "good morning", "lang": "de-AT"},
     {"id": "b", "text": "one", "lang": "en"},
     {"id": "c/1", "text": "price $a_b_c$ is", "lang": "de"},
     {"id": "d", "text": "hm"},
@@ -138,6 +138,40 @@ def test_pictures_and_ogg(voice: Path, manifest: Path, run_recipe: Run) -> None:
     assert (info.samplerate, info.subtype) in ((16000, "OPUS"), (22050, "VORBIS"))
     with pytest.raises(SystemExit):
         run_recipe("synthesize.py", _arguments(voice, manifest, "audio_format=mp3"))
+
+
+@pytest.mark.parametrize("names", [("{folder}/long", "b"), ("../../long", "b"), ("b", "b"), ("b", "./b")])
+def test_ids_that_would_overwrite_are_refused(
+    voice: Path, manifest: Path, run_recipe: Run, capsys: pytest.CaptureFixture[str], names: tuple[str, str]
+) -> None:
+    source = manifest.with_name("long.wav")
+    save_audio(source, np.linspace(0, 0.5, 48000, dtype=np.float32), 16000)
+    before = source.read_bytes()
+    segment = {"text": "one", "audio_filepath": "long.wav", "duration": 1.0}
+    rows = [{"id": name.format(folder=manifest.parent), **segment} for name in names]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit):
+        run_recipe("synthesize.py", _arguments(voice, manifest))
+    message = capsys.readouterr().err
+    assert f"{manifest}, row {1 if 'long' in names[0] else 2}: id " in message
+    assert source.read_bytes() == before
+    assert not (manifest.parent / "out/audio").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("recognizer=no_such_folder", "no_such_folder"),
+        ("decode=flow_matcha", "decode= is for speechkit.models.flow.infer, the model needs speechkit.models.fastspeech.infer"),
+    ],
+)
+def test_mistakes_cost_no_speech(
+    voice: Path, manifest: Path, run_recipe: Run, capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run_recipe("synthesize.py", _arguments(voice, manifest, setting))
+    assert message in capsys.readouterr().err
+    assert not (manifest.parent / "out").exists()
 
 
 def test_an_interruption_loses_nothing(

@@ -114,6 +114,8 @@ def test_unusable_input_is_named(score_tts: ModuleType, pairs: Path, capsys: pyt
         ([str(pairs), "--mos", "utmos"], "give the file with its weights"),
         ([str(pairs), "--mos-weights", "a.pt"], "say by --mos what they are for"),
         ([str(pairs.with_name("nothing.jsonl"))], "no such file"),
+        ([str(pairs), "--json", str(pairs.with_name("nowhere") / "a.json")], "a.json cannot be written"),
+        ([str(pairs), "--rows", str(pairs.parent)], "cannot be written"),
     ]
     for arguments, message in cases:
         assert score_tts.main(arguments) == 2
@@ -121,9 +123,44 @@ def test_unusable_input_is_named(score_tts: ModuleType, pairs: Path, capsys: pyt
     pairs.write_text('{"id": "a", "ref_audio": "ref.wav", "audio": "missing.wav"}\n')
     assert score_tts.main([str(pairs)]) == 2
     assert "score_tts: a: " in capsys.readouterr().err
-    save_audio(pairs.with_name("missing.wav"), np.zeros(0, np.float32), 22050)
-    assert score_tts.main([str(pairs)]) == 2
-    assert "holds no samples" in capsys.readouterr().err
     pairs.write_text('{"id": "a", "ref_audio": "ref.wav"}\n')
     assert score_tts.main([str(pairs)]) == 2
     assert "audio" in capsys.readouterr().err
+
+
+def test_results_are_printed_before_files_fail(
+    score_tts: ModuleType, pairs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(score_tts, "plot_distributions", fail)
+    files = ["--rows", str(pairs.with_name("rows")), "--plot", str(pairs.with_name("a.png"))]
+    assert score_tts.main([str(pairs), *files]) == 2
+    shown = capsys.readouterr()
+    assert "3 utterances at 22050 Hz" in shown.out
+    assert "disk full" in shown.err
+    assert len(pairs.with_name("rows").read_text().splitlines()) == 3
+
+
+def test_rows_without_samples_count_in_durations_alone(
+    score_tts: ModuleType, pairs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("mine")
+    module.rate = lambda paths: [float("nothing" not in path.name) for path in paths]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", module)
+    options = ["--worst", "1", "--mos", "mine:rate", "--json", str(pairs.with_name("tts.json"))]
+    assert score_tts.main([str(pairs), *options]) == 0
+    before = json.loads(pairs.with_name("tts.json").read_text())
+    save_audio(pairs.with_name("nothing.wav"), np.zeros(0, np.float32), 22050)
+    with pairs.open("a") as file:
+        file.write('{"id": "silent", "ref_audio": "ref.wav", "audio": "nothing.wav"}\n')
+    capsys.readouterr()
+    assert score_tts.main([str(pairs), *options]) == 0
+    after = json.loads(pairs.with_name("tts.json").read_text())
+    assert (after["num_utterances"], after["num_unaligned"], before["num_unaligned"]) == (4, 1, 0)
+    assert all(after[name] == before[name] for name in ("mcd", "log_f0_rmse", "voicing_error_rate", "mos", "ref_mos"))
+    assert after["relative_duration"] < before["relative_duration"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 of them without samples" in lines[1]
+    assert lines[-1].split()[:2] == ["silent", "-"]
