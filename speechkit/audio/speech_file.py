@@ -26,7 +26,7 @@ _UNKNOWN = 0xFFFFFFFF  # length of what is not known to end, as players take it
 def speech_file(path: Path, sample_rate: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Opens a sound file that takes the place of `path` when the block ends without error.
 
-    An interruption (Ctrl-C) leaves what was written until then in `part_of(path)`; an error leaves nothing.
+    An interruption (Ctrl-C) leaves what was written until then, if anything, in `part_of(path)`; an error leaves nothing.
 
     Args:
         path: with a suffix of `speechkit.audio.io.SPEECH_SUFFIXES`, which chooses the format.
@@ -41,10 +41,13 @@ def speech_file(path: Path, sample_rate: int) -> Iterator[Callable[[np.ndarray],
     """
     subtype = speech_subtype(path, sample_rate)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    num_samples = 0
     try:
         with soundfile.SoundFile(temporary, "w", sample_rate, 1, subtype, format=path.suffix[1:].upper()) as file:
 
             def write(wave_N: np.ndarray) -> None:
+                nonlocal num_samples
+                num_samples += len(wave_N)
                 for begin in range(0, len(wave_N), _BLOCK):
                     file.write(wave_N[begin : begin + _BLOCK])
 
@@ -53,7 +56,8 @@ def speech_file(path: Path, sample_rate: int) -> Iterator[Callable[[np.ndarray],
     except soundfile.SoundFileError as error:
         raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
     except (KeyboardInterrupt, GeneratorExit):  # the latter where a generator that writes is given up
-        temporary.replace(part_of(path))
+        if num_samples:
+            temporary.replace(part_of(path))
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -153,7 +153,7 @@ def _written(pieces: Iterator[Synthesis], output: Path | None, sample_rate: int)
                 num_samples += len(piece.wave)
                 yield piece
         except KeyboardInterrupt:
-            if output is not None:
+            if output is not None and num_samples:
                 click.echo(f"{part_of(output)}: {num_samples / sample_rate:.2f} s, spoken until the interruption", err=True)
             raise
         if not num_samples:

@@ -56,13 +56,17 @@ def test_an_interruption_leaves_what_was_written(name: str, tmp_path: Path) -> N
     path = tmp_path / name
     path.write_bytes(b"old")
 
-    def stop() -> None:
+    def stop(*pieces: np.ndarray) -> None:
         with speech_file(path, RATE) as write:
-            write(PIECES[1])
+            for piece in pieces:
+                write(piece)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stop()
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    with pytest.raises(KeyboardInterrupt):
+        stop(PIECES[1])
     assert path.read_bytes() == b"old"
     found, rate = soundfile.read(part_of(path))
     assert (rate, len(found)) == (RATE, len(PIECES[1]))
